@@ -1,0 +1,131 @@
+"""Every option of a run, with its default: the one schema that `configs/*.py` fill in and `--config.field=value` overrides.
+
+`default_config()` lists every field, so a config file only states what it changes. `validate(config)` refuses what cannot
+work before any time is spent. The names follow `docs/algorithm.md`.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from d2v_jax.errors import InputError
+
+
+def default_config() -> ConfigDict:
+  """Returns the full config of data2vec 2.0 on images, ViT-B sized, locked: unknown fields are refused by name."""
+  config = ConfigDict()
+  config.task = 'pretrain'
+  config.method = 'data2vec2'
+  config.modality = 'image'
+
+  config.seed = 1
+  config.total_steps = 0  # optimiser updates; or give total_epochs
+  config.total_epochs = 0.0  # passes over the training examples; used when total_steps is 0
+  config.batch_size = 256  # examples per update, over all devices and accumulated micro-batches
+  config.accumulate_steps = 1  # micro-batches per update; the result equals the undivided batch's
+  config.learning_rate = 1e-3  # the peak of the schedule
+  config.dtype = 'bfloat16'  # of activations; parameters, teacher, targets and losses are always float32
+  config.remat = False  # recompute the blocks in the backward pass: less memory, about a quarter more time
+
+  config.log_every = 100
+  config.eval_every = 0  # steps between evaluations, and one at the end; 0: none at all
+  config.checkpoint_every = 1000  # steps between saves that make a run resumable (the newest two are kept)
+  config.checkpoint_keep_every = 0  # steps between saves that are kept for good; 0: only the last one
+  config.pictures = True  # write report/*.png at every evaluation and at the end
+  config.init_from = ''  # a checkpoint to start from: ours, or a released one
+  config.mesh = ConfigDict({'data': -1, 'fsdp': 1})  # devices along each axis; -1: all that remain
+
+  config.data = ConfigDict({
+      'source': '',  # KIND:PLACE, see README
+      'tfds_dir': '',  # where prepared TFDS datasets live; empty: the TFDS default
+      'image_size': 224,  # pixels; the side of the square the model sees
+      'crop_area': (0.2, 1.0),  # random resized crop: range of the area fraction
+      'crop_aspect': (3 / 4, 4 / 3),  # and of the aspect ratio (log-uniform)
+      'flip': True,  # mirror left-right with probability one half
+      'mean': (0.485, 0.456, 0.406),  # per channel, of pixels in [0, 1]
+      'std': (0.229, 0.224, 0.225),
+      'holdout': 0.0,  # evaluate on this fraction of the training part instead of the test part (for choosing settings)
+      'workers': 8,  # worker processes that decode and augment; 0: in the main process
+      'prefetch': 2,  # batches each worker prepares ahead
+      'max_unreadable': 100,  # examples that may fail to decode (each is named and skipped) before the run stops
+  })
+
+  config.model = ConfigDict({
+      'patch_size': 16,
+      'embed_dim': 768,
+      'prenet_depth': 2,  # blocks that belong to the modality and give no targets
+      'depth': 10,  # main blocks
+      'num_heads': 12,
+      'mlp_ratio': 4,
+      'norm_eps': 1e-6,
+      'extra_tokens': 1,  # learned tokens before the patches; the last one is the CLS token
+      'positions_scale': 1.0,  # factor on the sine-cosine positions; 1: the paper's, smaller helps narrow models
+      'init_std': 0.02,  # of the transformer's linear layers
+      'alibi': '',  # attention bias by distance: '', 'manhattan' or 'euclidean'
+      'alibi_scale': 1.0,
+  })
+
+  config.mask = ConfigDict({
+      'ratio': 0.8,  # fraction of tokens hidden from the student
+      'adjust': 0.07,  # raises the number of block centres drawn; never the final count
+      'block_size': 3,  # side of a block, in patches
+      'inverse': True,  # blocks are what stays visible
+  })
+
+  config.data2vec2 = ConfigDict({
+      'masks_per_example': 16,  # M: student views that share one teacher pass
+      'average_top_k': 10,  # K: top main blocks averaged into the target
+      'block_output_targets': False,  # targets are block outputs instead of MLP outputs
+      'target_layer_norms': ('instance',),  # per layer before averaging, in this order: 'batch', 'instance', 'layer'
+      'target_norms': ('layer',),  # of the average: 'layer', 'instance'
+      'loss_beta': 0.0,  # 0: L2; above: smooth L1 with this beta
+      'loss_scale': 0.0,  # factor on the element losses; 0: 1 / sqrt(embed_dim)
+      'regression_loss': 1.0,  # weight of the masked-token loss
+      'cls_loss': 0.01,  # weight of the CLS loss, per row of a worker's batch, as the paper's code has it
+      'cls_loss_examples': 16,  # examples in one worker's batch of the recipe: fixes the weight for any batch and device count
+      'mask_noise_std': 0.01,  # of the decoder's input at masked places
+      'ema_decay': 0.9998,  # of the teacher, at the start
+      'ema_end_decay': 0.99999,
+      'ema_anneal_steps': 100_000,  # updates over which the decay goes linearly from start to end
+  })
+  config.decoder = ConfigDict({
+      'dim': 768,
+      'layers': 6,
+      'kernel': 3,
+      'groups': 16,
+      'residual': True,
+      'positions': '',  # add the fixed positions to the decoder's input: '', 'masked' or 'all'
+  })
+
+  config.optimizer = ConfigDict({
+      'beta1': 0.9,
+      'beta2': 0.95,
+      'eps': 1e-8,
+      'eps_uncorrected': False,  # add eps to the root of the uncorrected second moment, as the paper's code does
+      'weight_decay': 0.05,
+      'decay_all': False,  # decay biases, norms and ALiBi scales too, as the released runs most likely did
+      'clip_norm': 4.0,  # 0: none
+  })
+  config.schedule = ConfigDict({
+      'name': 'cosine',
+      'warmup_steps': 50_040,
+      'min_learning_rate': 0.0,
+  })
+
+  config.health = ConfigDict({
+      'max_skipped': 20,  # updates in a row skipped for non-finite gradients before the run stops
+      'min_target_std': 0.0,  # stop below this spread of the targets after `grace_steps`; 0: only warn
+      'min_pred_std': 0.0,
+      'grace_steps': 5000,
+  })
+  config.eval = ConfigDict({
+      'features': 'final',  # 'final': mean of the last block's patch tokens; 'layers': all blocks' MLP outputs side by side; 'cls'
+      'weights': 'student',  # or 'teacher'
+      'batch_size': 256,
+      'knn_k': 20,
+      'max_train': 0,  # labelled training examples used; 0: all
+      'max_test': 0,
+      'controls': True,  # also score raw pixels and the untrained network
+  })
+  config.lock()
+  return config
