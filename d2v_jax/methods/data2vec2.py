@@ -203,8 +203,8 @@ class Data2vec2:
       'spreads': spreads,
     }
 
-  def metrics(self, sums: dict) -> dict[str, jax.Array]:
-    """Metrics of a batch from its sums (section 13).
+  def metrics(self, sums: dict, step) -> dict[str, jax.Array]:
+    """Metrics of a batch from its sums (section 13) and the number of updates including its own.
 
     `loss` and its terms per masked token; `target_std`, `pred_std`; `mse`, the squared error per element, against
     `target_content`, the variance of the target over examples at a fixed position: an error that is no smaller means that
@@ -220,6 +220,7 @@ class Data2vec2:
       'target_content': sums['content'].variance().mean(),
       'target_std': sums['targets'].spread(),
       'pred_std': sums['predictions'].spread(),
+      'ema_decay': 1 - self.ema_rate(step),
       'masked_fraction': jnp.float32(1 - self.modality.masks.num_visible / self.modality.masks.num_tokens),
       **{f'spread/{name}': moments.spread() for name, moments in sums['spreads'].items()},
     }

@@ -1,0 +1,26 @@
+"""Everything that changes with time, as functions of the number of completed updates (`docs/algorithm.md`, section 17)."""
+
+import jax.numpy as jnp
+
+
+def cosine(step, peak, total_steps, warmup_steps=0, minimum=0.0, warmup_start=None, period=None, shrink=0.1):
+  """Linear warm-up from `warmup_start` (default: `minimum`), then half a cosine from `peak` to `minimum`.
+
+  The very first update has the learning rate `warmup_start`. With a `period` shorter than what remains the cosine starts
+  again, each time with `peak` and `minimum` multiplied by `shrink`.
+  """
+  step = jnp.asarray(step, jnp.float32)
+  start = minimum if warmup_start is None else warmup_start
+  period = period or total_steps - warmup_steps
+  after = jnp.maximum(step - warmup_steps, 0)
+  cycle = jnp.floor(after / period)
+  # cos^2 of half the angle instead of 1 + cos: no cancellation where the rate goes to zero.
+  decayed = minimum + (peak - minimum) * jnp.square(jnp.cos(0.5 * jnp.pi * (after - cycle * period) / period))
+  warmup = start + (peak - start) * step / max(warmup_steps, 1)
+  return jnp.where(step < warmup_steps, warmup, shrink**cycle * decayed)
+
+
+def learning_rate(config, total_steps: int):
+  """The config's schedule as a function of the step."""
+  schedule = config.schedule
+  return lambda step: cosine(step, config.learning_rate, total_steps, schedule.warmup_steps, schedule.min_learning_rate)

@@ -1,0 +1,95 @@
+"""The train step: gradient, clipping, AdamW and teacher update in one jit, for every objective."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from d2v_jax.train import optimizer as optimizers
+from d2v_jax.train import schedules
+from d2v_jax.train.state import TrainState
+
+
+def init_state(objective, config, key: jax.Array) -> TrainState:
+  """A fresh state; jit it with the shardings of its result so that every array is born where it belongs."""
+  params = objective.init(key)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    teacher=objective.init_teacher(params),
+    opt_state=optimizers.build(config).init(params),
+  )
+
+
+def example_keys(seed: int, step, rows: int) -> jax.Array:
+  """One PRNG key for each row of the global batch, from (seed, step, row) and nothing else."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def gradients(objective, config, state: TrainState, batch: dict):
+  """Gradient of (summed loss / summed weight) over the batch, computed in `config.accumulate_steps` micro-batches.
+
+  Numerators, denominators and statistics add up over micro-batches, and every example keeps its own key, so the result is
+  that of the undivided batch.
+
+  Returns:
+    (gradients, sums): the float32 gradient and the task's sums over the batch.
+  """
+  rows = len(batch['valid'])
+  keys = example_keys(config.seed, state.step, rows)
+  differentiate = jax.value_and_grad(objective.loss, has_aux=True)
+
+  def of(micro_batch, micro_keys):
+    (_, sums), gradient = differentiate(state.params, state.teacher, micro_batch, micro_keys)
+    return gradient, sums
+
+  parts = config.accumulate_steps
+  if parts == 1:
+    total = of(batch, keys)
+  else:
+    # Micro-batch i takes rows i, i + parts, ...: each device works on its own rows of every micro-batch.
+    split = lambda x: x.reshape(rows // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    micro = (jax.tree.map(split, batch), split(keys))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, *jax.tree.map(lambda x: x[0], micro)))
+    add = lambda total, part: jax.tree.map(jnp.add, total, part)
+    total, _ = jax.lax.scan(lambda total, part: (add(total, of(*part)), None), zero, micro)
+  gradient, sums = total
+  return jax.tree.map(lambda g: g / jnp.maximum(sums['weight'], 1), gradient), sums
+
+
+def train_step(objective, config, total_steps: int, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+  """One update. A gradient that is not finite changes nothing but the step.
+
+  Args:
+    objective: what is trained: `init`, `init_teacher`, `loss`, `metrics`, `update_teacher`, as `Data2vec2` has them.
+    config: the config.
+    total_steps: length of the run, for the schedule.
+    state: before.
+    batch: the global batch.
+
+  Returns:
+    (state, metrics): the state after, and float32 scalars.
+  """
+  gradient, sums = gradients(objective, config, state, batch)
+  norm = optax.global_norm(gradient)
+  rate = schedules.learning_rate(config, total_steps)(state.step)
+  optimizer = optimizers.build(config)
+  updates, opt_state = optimizer.update(
+    optimizers.clip(gradient, norm, config.optimizer.clip_norm), state.opt_state, state.params
+  )
+  params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+  step = state.step + 1
+  teacher = objective.update_teacher(state.teacher, params, step)
+
+  finite = jnp.isfinite(norm)
+  keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+  new = TrainState(
+    step, keep(params, state.params), keep(teacher, state.teacher), keep(opt_state, state.opt_state)
+  )
+  metrics = {
+    **objective.metrics(sums, step),
+    'learning_rate': rate,
+    'grad_norm': norm,
+    'skipped_updates': (step - optax.tree.get(new.opt_state, 'count')).astype(jnp.float32),
+  }
+  return new, metrics
