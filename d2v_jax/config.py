@@ -60,6 +60,7 @@ def default_config() -> ConfigDict:
       'norm_eps': 1e-6,
       'extra_tokens': 1,  # learned tokens before the patches; the last one is the CLS token
       'positions_scale': 1.0,  # factor on the sine-cosine positions; 1: the paper's, smaller helps narrow models
+      'positions_dtype': 'float32',  # 'float16': rounded to it, as in files that the paper's code wrote after fp16 training
       'init_std': 0.02,  # of the transformer's linear layers
       'alibi': '',  # attention bias by distance: '', 'manhattan' or 'euclidean'
       'alibi_scale': 1.0,

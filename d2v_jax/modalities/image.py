@@ -41,7 +41,8 @@ def normalise(images, mean, std):
 
 def build(config) -> Modality:
   """The image modality of a config; raises InputError when patches do not tile the image."""
-  side, patch = config.data.image_size, config.model.patch_size
+  model = config.model
+  side, patch = config.data.image_size, model.patch_size
   if side % patch:
     raise InputError(
       f'config.data.image_size: {side} is not a multiple of config.model.patch_size {patch}; use {side - side % patch} or '
@@ -51,9 +52,9 @@ def build(config) -> Modality:
   mask = config.mask
   return Modality(
     prepare=lambda batch: normalise(batch['image'], tuple(config.data.mean), tuple(config.data.std)),
-    local_encoder=PatchEmbed(patch, config.model.embed_dim),
+    local_encoder=PatchEmbed(patch, model.embed_dim),
     grid=grid,
-    positions=sincos_2d(config.model.embed_dim, grid) * config.model.positions_scale,
+    positions=(sincos_2d(model.embed_dim, grid) * model.positions_scale).astype(model.positions_dtype),
     masks=BlockMask(grid, mask.ratio, mask.adjust, mask.block_size, mask.inverse),
     example=(side, side, 3),
   )
