@@ -1,8 +1,8 @@
 """Weights of the reference implementation (fairseq, `examples/data2vec`) as our parameters.
 
 Every tensor of a checkpoint is accounted for: it becomes one or more of our arrays, or is listed with the reason why not.
-One that is missing, unexpected or of the wrong shape is refused. Sizes are read from the tensors and checked against the config
-that stands in the checkpoint. A modality is one function that lays out its tensors (`LAYOUTS`); so far there are images.
+One that is missing, unexpected or of the wrong shape is refused. Sizes are read from the tensors and checked against the
+config that stands in the checkpoint. A modality is one function that lays out its tensors (`LAYOUTS`).
 """
 
 import dataclasses
@@ -90,7 +90,8 @@ def import_checkpoint(path) -> ImportedCheckpoint:
     cfg = fairseq_config.normalise(content)
     params, account = map_tensors(state)
     config, notes = fairseq_config.config_from(cfg)
-    _check_sizes(params, state, config)
+    _check_positions(state, config)
+    _check_sizes(params, config)
     teacher, teacher_account = (None, None) if teacher_state is None else map_tensors(teacher_state)
   except InputError as error:
     raise InputError(f'{path}: {error}') from error
@@ -178,7 +179,7 @@ def _image_layout(state):
     layout[extra] = Tensor((1, _shape(state, extra, 3)[1], width), {'encoder/extra_tokens': lambda w: w[0]})
   if (positions := prefix + 'fixed_positional_encoder.positions') in state:
     _check_sincos(state[positions], width)
-    layout[positions] = Tensor(state[positions].shape, {}, 'fixed sine-cosine positions: computed, and found equal')
+    layout[positions] = Tensor(state[positions].shape, {}, f'fixed sine-cosine table in {state[positions].dtype}: computed')
   if (scale := prefix + 'alibi_scale') in state:
     if np.ptp(state[scale]) > 0:
       raise InputError(f'tensor {scale!r} holds learned ALiBi scales, which image models here do not have')
@@ -264,11 +265,24 @@ def _convolutional_decoder(state, prefix, width):
 def _check_sincos(table, width):
   side = math.isqrt(table.shape[-2])
   expected = sincos_2d(width, (side, side))[None]
-  if table.shape != expected.shape or np.abs(table - expected).max() > 2e-3:  # the file's may be rounded to half precision
+  tolerance = 1e-5 if table.dtype == np.float32 else 5e-3  # of half precision
+  if table.shape != expected.shape or not np.abs(table.astype(np.float32) - expected).max() <= tolerance:
     raise InputError('the fixed positions are not the sine-cosine table; only models with those can be read')
 
 
-def _check_sizes(params, state, config):
+def _check_positions(state, config):
+  """Sees that the config gives the table of fixed positions that is in the file, if one is, rounding included."""
+  for name, value in _modern_names(state).items():
+    if name.endswith('.fixed_positional_encoder.positions'):
+      config.model.positions_dtype = str(value.dtype)
+      side = config.data.image_size // config.model.patch_size
+      if side**2 != value.shape[1]:
+        raise InputError(
+          f'its config and its tensors disagree: input_size gives {side**2} patches, {name!r} {value.shape[1]}'
+        )
+
+
+def _check_sizes(params, config):
   """Refuses a file whose tensors and config disagree."""
   encoder, model = params['encoder'], config.model
   pixels, width = encoder['local_encoder']['projection']['kernel'].shape
@@ -281,9 +295,6 @@ def _check_sizes(params, state, config):
     'num_extra_tokens': (model.extra_tokens, len(encoder.get('extra_tokens', ()))),
     'num_heads (a divisor of embed_dim)': (0, width % model.num_heads),
   }
-  positions = state.get('modality_encoders.IMAGE.fixed_positional_encoder.positions')
-  if positions is not None:
-    sizes['input_size (squared, in patches)'] = ((config.data.image_size // model.patch_size) ** 2, positions.shape[1])
   if 'decoder' in params:
     kernel = params['decoder']['conv_0']['kernel']
     sizes |= {

@@ -19,6 +19,8 @@ import d2v_jax
 from d2v_jax.config import default_config
 from d2v_jax.errors import InputError
 
+RECIPES = pathlib.Path(d2v_jax.__file__).parents[1] / 'configs'
+
 
 class Field(NamedTuple):
   """Where the value of one of our fields comes from."""
@@ -33,9 +35,8 @@ _number = lambda value: float(_first(value))
 _names_of = lambda *names: lambda *flags: tuple(name for name, flag in zip(names, flags) if flag)
 
 
-def _fields(prefix, **fields):
-  """Fields that share a prefix on both sides; `ours=name` or `ours=(names..., convert)`."""
-  ours, theirs = prefix
+def _fields(ours, theirs, /, **fields):
+  """Fields that share a prefix in our names and one in theirs; `ours=name` or `ours=(names..., convert)`."""
   table = {}
   for name, source in fields.items():
     *names, convert = source if isinstance(source, tuple) else (source, lambda value: value)
@@ -46,7 +47,8 @@ def _fields(prefix, **fields):
 # Our field -> the reference's field or fields and the conversion.
 FIELDS = {
   **_fields(
-    ('', ''),
+    '',
+    '',
     seed='common.seed',
     total_steps='optimization.max_update',
     learning_rate=('optimization.lr', _number),
@@ -58,9 +60,10 @@ FIELDS = {
       lambda examples, workers, frequency: examples * workers * _first(frequency),
     ),
   ),
-  **_fields(('data.', 'model.modalities.image.'), image_size='input_size'),
+  **_fields('data.', 'model.modalities.image.', image_size='input_size'),
   **_fields(
-    ('model.', 'model.'),
+    'model.',
+    'model.',
     patch_size='modalities.image.patch_size',
     embed_dim='embed_dim',
     prenet_depth='modalities.image.prenet_depth',
@@ -77,14 +80,16 @@ FIELDS = {
     alibi_scale=('modalities.image.alibi_scale', float),
   ),
   **_fields(
-    ('mask.', 'model.modalities.image.'),
+    'mask.',
+    'model.modalities.image.',
     ratio=('mask_prob', float),
     adjust=('mask_prob_adjust', float),
     block_size='mask_length',
     inverse='inverse_mask',
   ),
   **_fields(
-    ('data2vec2.', 'model.'),
+    'data2vec2.',
+    'model.',
     masks_per_example='clone_batch',
     average_top_k='average_top_k_layers',
     block_output_targets='end_of_block_targets',
@@ -104,9 +109,10 @@ FIELDS = {
     ema_end_decay=('ema_end_decay', float),
     ema_anneal_steps='ema_anneal_end_step',
   ),
-  **_fields(('data2vec2.', 'dataset.'), cls_loss_examples='batch_size'),
+  **_fields('data2vec2.', 'dataset.', cls_loss_examples='batch_size'),
   **_fields(
-    ('decoder.', 'model.modalities.image.decoder.'),
+    'decoder.',
+    'model.modalities.image.decoder.',
     dim='decoder_dim',
     layers='decoder_layers',
     kernel='decoder_kernel',
@@ -119,20 +125,22 @@ FIELDS = {
     ),
   ),
   **_fields(
-    ('optimizer.', 'optimizer.'),
+    'optimizer.',
+    'optimizer.',
     beta1=('adam_betas', lambda betas: _numbers(betas)[0]),
     beta2=('adam_betas', lambda betas: _numbers(betas)[1]),
     eps=('adam_eps', float),
     weight_decay=('weight_decay', float),
   ),
-  **_fields(('optimizer.', 'optimization.'), clip_norm=('clip_norm', float)),
+  **_fields('optimizer.', 'optimization.', clip_norm=('clip_norm', float)),
   **_fields(
-    ('schedule.', 'lr_scheduler.'),
+    'schedule.',
+    'lr_scheduler.',
     name='_name',
     warmup_steps='warmup_updates',
     min_learning_rate=('min_lr', float),
   ),
-  **_fields(('health.', 'model.'), min_target_std=('min_target_var', float), min_pred_std=('min_pred_var', float)),
+  **_fields('health.', 'model.', min_target_std=('min_target_var', float), min_pred_std=('min_pred_var', float)),
 }
 
 # Fields without a counterpart whose other values mean another network: refused.
@@ -214,6 +222,14 @@ IRRELEVANT = {
 }
 _KNOWN = {*NETWORK, *TRAINING, *IRRELEVANT, *(name for field in FIELDS.values() for name in field.names)}
 _ABSENT = object()
+# What the reference takes for fields that an optimizer group leaves out.
+_GROUP_DEFAULTS = {
+  'optimizer.adam_betas': (0.9, 0.999),
+  'optimizer.adam_eps': 1e-8,
+  'optimizer.weight_decay': 0.0,
+  'lr_scheduler.warmup_updates': 0,
+  'lr_scheduler.min_lr': 0.0,
+}
 _NEEDED = ('model.num_heads', 'model.norm_eps')  # neither shows in the tensors
 
 
@@ -225,7 +241,7 @@ def normalise(content: dict) -> dict[str, object]:
   """
   cfg, args = content.get('cfg'), content.get('args')
   if isinstance(cfg, dict) and isinstance(cfg.get('model'), dict):
-    flat = _flat(cfg)
+    flat = flatten(cfg)
   elif isinstance(args, dict):
     flat = {'model._name': args.get('arch')}
     for name in _KNOWN:
@@ -239,6 +255,8 @@ def normalise(content: dict) -> dict[str, object]:
   else:
     raise InputError('has no config (neither "cfg" nor "args"), so the number of heads is unknown')
   group = 'optimizer.groups.default.'
+  if any(name.startswith(group) for name in flat):
+    flat |= _GROUP_DEFAULTS
   for name in [name for name in flat if name.startswith(group)]:
     flat[name.removeprefix(group).replace('lr_float', 'optimization.lr')] = flat[name]
   for name, value in flat.items():
@@ -270,7 +288,9 @@ def config_from(flat: dict[str, object]) -> tuple[ConfigDict, list[str]]:
     try:
       config.update_from_flattened_dict({ours: field.convert(*values)})
     except (TypeError, ValueError, IndexError, SyntaxError) as error:
-      raise InputError(f'{" and ".join(field.names)}: {values} cannot be understood ({error})') from error
+      if ours.startswith('model.'):
+        raise InputError(f'{" and ".join(field.names)}: {values} cannot be understood ({error})') from error
+      absent.append(ours)
   for name, ours in TRAINING.items():
     if name in flat and not _equal(flat[name], ours):
       notes.append(f'{name} is {flat[name]!r}, ours is always {ours!r}: training would differ')
@@ -278,7 +298,7 @@ def config_from(flat: dict[str, object]) -> tuple[ConfigDict, list[str]]:
     if re.fullmatch(r'model\.(modalities\.image\.(decoder\.)?)?[a-z]\w*', name) and name not in _KNOWN:
       notes.append(f'{name} = {value!r}: no field of the released recipes, ignored')
   if absent:
-    notes.append(f'not in its config, so ours stay: {", ".join(f"{name}={_get(config, name)}" for name in absent)}')
+    notes.append(f'not (usable) in its config, so ours stay: {", ".join(f"{name}={_get(config, name)}" for name in absent)}')
   return config, notes
 
 
@@ -291,7 +311,7 @@ def differences(config: ConfigDict) -> tuple[str, dict[str, tuple]] | None:
   """
   recipes = {}
   for name in ('image_base', 'image_large', 'image_huge', 'image_huge14'):
-    path = pathlib.Path(d2v_jax.__file__).parents[1] / 'configs' / f'{name}.py'
+    path = RECIPES / f'{name}.py'
     if path.is_file():
       spec = importlib.util.spec_from_file_location(name, path)
       module = importlib.util.module_from_spec(spec)
@@ -308,10 +328,11 @@ def differences(config: ConfigDict) -> tuple[str, dict[str, tuple]] | None:
   return min(found.items(), key=lambda item: len(item[1])) if found else None
 
 
-def _flat(tree, prefix=''):
+def flatten(tree: dict, prefix: str = '') -> dict[str, object]:
+  """Nested dicts as one: {'model': {'depth': 3}} -> {'model.depth': 3}."""
   flat = {}
   for name, value in tree.items():
-    flat |= _flat(value, f'{prefix}{name}.') if isinstance(value, dict) and value else {f'{prefix}{name}': value}
+    flat |= flatten(value, f'{prefix}{name}.') if isinstance(value, dict) and value else {f'{prefix}{name}': value}
   return flat
 
 
