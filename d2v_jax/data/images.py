@@ -35,7 +35,7 @@ def train_image(data, size: int, crop_area, crop_aspect, flip: bool, rng: np.ran
   image = _open(data)
   uniform = rng.random(2 * _CROP_ATTEMPTS + 3)
   box = random_crop_box(*image.size, crop_area, crop_aspect, uniform[:-1])
-  image = _resized_crop(image, box, (size, size))
+  image = _random_crop(image, box, size)
   if flip and uniform[-1] < 0.5:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   return np.asarray(image)
@@ -55,7 +55,7 @@ def eval_image(data, size: int) -> np.ndarray:
     resized = (shorter, int(shorter * height / width))
   else:
     resized = (int(shorter * width / height), shorter)
-  image = _resized_crop(image, (0, 0, width, height), resized)
+  image = _to_rgb(image).resize(resized, Image.Resampling.BICUBIC)
   left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))
 
@@ -95,20 +95,22 @@ def _open(data) -> Image.Image:
     raise ValueError(f'not an image that Pillow can read: {found}') from None
 
 
-def _resized_crop(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
-  """Cuts out `box`, then resizes, so that pixels outside the crop have no influence."""
-  shrink = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+def _random_crop(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Image.Image:
+  """Cuts out `box` and resizes it to size x size; pixels outside have no influence, but for a large JPEG (see below)."""
+  shrink = min(box[2] - box[0], box[3] - box[1]) / size
   if image.format == 'JPEG' and shrink >= 2:
-    # libjpeg decodes at 1/2, 1/4 or 1/8 directly, which is several times faster; the crop still has at least `size` pixels.
+    # libjpeg decodes to 1/2, 1/4 or 1/8 two to four times faster. The crop keeps at least size x size pixels, and the
+    # result differs by 0.1 to 0.4 of 255 on average, less than from moving the crop by one pixel.
     width, height = image.size
-    factor = 2 ** int(math.log2(min(shrink, 8)))
+    factor = 1 << int(math.log2(min(shrink, 8)))
     image.draft(None, (width // factor, height // factor))
     scale_x, scale_y = image.size[0] / width, image.size[1] / height
-    box = tuple(round(edge * scale) for edge, scale in zip(box, (scale_x, scale_y, scale_x, scale_y)))
+    box = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
+    return _to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
   image = _to_rgb(image)
   if box != (0, 0, *image.size):
     image = image.crop(box)
-  return image.resize(size, Image.Resampling.BICUBIC)
+  return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

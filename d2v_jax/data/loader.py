@@ -6,12 +6,14 @@ Which examples a step sees, and how each is cropped, follow from (seed, step, ro
 workers gives the same global batch and a run resumes by naming its step.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
+import weakref
 
 import numpy as np
 from absl import flags, logging
@@ -54,6 +56,8 @@ class TrainLoader:
       crop_area=tuple(config.data.crop_area), crop_aspect=tuple(config.data.crop_aspect), flip=config.data.flip,
     )  # fmt: skip
     self._batches = _load_batches(load, range(start_step, _ENDLESS), config.data.workers, config.data.prefetch)
+    # Also runs when the loader is dropped or the program ends, before Python takes apart what closing needs.
+    weakref.finalize(self, self._batches.close)
 
   def __iter__(self):
     return self
@@ -81,9 +85,7 @@ class TrainLoader:
 
   def close(self):
     """Stops the workers; the loader cannot be iterated afterwards. Safe to call twice."""
-    batches, self._batches = self._batches, iter(())
-    if hasattr(batches, 'close'):
-      batches.close()
+    self._batches.close()
 
   def __enter__(self):
     return self
@@ -101,13 +103,9 @@ def eval_batches(config, source, indices, batch_size: int):
   indices = np.asarray(indices, np.int64)
   load = _EvalBatch(source, indices, batch_size, config.data.image_size)
   unreadable = {}
-  batches = _load_batches(load, range(-(-len(indices) // batch_size)), 0, _MAX_EVAL_THREADS)
-  try:
-    for batch in batches:
-      _report_unreadable(batch.pop('unreadable'), unreadable, config.data.max_unreadable, len(indices))
-      yield batch
-  finally:
-    batches.close()
+  for batch in _load_batches(load, range(-(-len(indices) // batch_size)), 0, _MAX_EVAL_THREADS):
+    _report_unreadable(batch.pop('unreadable'), unreadable, config.data.max_unreadable, len(indices))
+    yield batch
 
 
 class _TrainBatch:
@@ -189,7 +187,7 @@ def _rows_of_this_process(batch_size: int) -> slice:
 
 
 def _load_batches(load, numbers: range, workers: int, prefetch: int):
-  """Returns a closable iterator over load(number), in order: by worker processes, or by threads where `workers` is 0."""
+  """Yields load(number) for each number, in order: by worker processes, or by threads where `workers` is 0."""
   import grain
 
   if not flags.FLAGS.is_parsed():  # Grain reads flags; a program without absl's app.run has not parsed any
@@ -206,7 +204,8 @@ def _load_batches(load, numbers: range, workers: int, prefetch: int):
   else:
     threads = max(min(os.cpu_count() or 1, prefetch), 1)
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, 1)))
-  return iter(batches)
+  with contextlib.closing(iter(batches)) as iterator:
+    yield from iterator
 
 
 def _start_worker(worker: int, num_workers: int):

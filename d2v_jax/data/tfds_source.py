@@ -28,8 +28,8 @@ def open_tfds(place: str, split: str, data_dir: str) -> RecordSource:
     splits = info.splits
   except Exception as error:
     raise InputError(
-      f'config.data.source: tfds:{place}: {_first_line(error)}; prepare it with "tfds build {name}", and set'
-      f' config.data.tfds_dir (now {data_dir or "the TFDS default"!r}) to where it lies'
+      f'config.data.source: tfds:{place}: {_first_line(error)}; set config.data.tfds_dir'
+      f' (now {data_dir or "the TFDS default"!r}) to where "tfds build {name}" has prepared it'
     ) from None
   if not splits:
     raise InputError(
@@ -44,7 +44,7 @@ def open_tfds(place: str, split: str, data_dir: str) -> RecordSource:
     chosen = splits[wanted or 'train']
     files = chosen.file_instructions
   except Exception as error:
-    raise InputError(f'config.data.source: tfds:{place}: {_first_line(error)}; the splits are {", ".join(splits)}') from None
+    raise InputError(f'config.data.source: tfds:{place}: {_first_line(error)}') from None
   image_key, label_key, classes = _features(info.features, tfds, place)
   shards = [(str(file.filename), file.skip, file.take) for file in files]
   file_format = info.file_format.name
@@ -90,4 +90,4 @@ def _features(features, tfds, place: str) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]
+  return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')
