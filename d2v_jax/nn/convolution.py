@@ -103,37 +103,35 @@ def _as_products(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
   return _products(x[:, None], kernel[None], groups)[:, 0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-  by = lambda function: lambda x, kernel: function(x, kernel, groups)
-  return jax.lax.platform_dependent(x, kernel, cpu=by(_as_products), default=by(_native))
-
-
-def _convolve_forward(x, kernel, groups):
-  return _convolve(x, kernel, groups), (x, kernel)
-
-
-def _convolve_backward(groups, saved, gradient):
-  # The platform is chosen inside the rule, not differentiated through, so that each keeps only its own residuals.
-  by = lambda function: (
-    lambda x, kernel, gradient: jax.vjp(lambda x, kernel: function(x, kernel, groups), x, kernel)[1](gradient)
-  )
-  return jax.lax.platform_dependent(*saved, gradient, cpu=by(_as_products), default=by(_native))
-
-
-_convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array, groups: int) -> jax.Array:
   """Convolves with zero padding of half the kernel, so that the grid stays; an even kernel looks one step further back.
 
   Args:
     x: [rows, length, c_in] or [rows, height, width, c_in], float32 or bfloat16.
     kernel: [*sizes, c_in / groups, c_out], float32; a size for each axis of the grid.
-    bias: [c_out], float32.
+    bias: [c_out], float32; its gradient is summed in float32.
     groups: channels are split into this many groups, in order, that do not mix.
 
   Returns:
     [..., c_out] in the dtype of x.
   """
-  return _convolve(x, kernel, groups) + bias.astype(x.dtype)
+  by = lambda function: lambda x, kernel: function(x, kernel, groups)
+  y = jax.lax.platform_dependent(x, kernel, cpu=by(_as_products), default=by(_native))
+  return y + bias.astype(x.dtype)
+
+
+def _forward(x, kernel, bias, groups):
+  return convolution(x, kernel, bias, groups), (x, kernel)
+
+
+def _backward(groups, saved, gradient):
+  # The platform is chosen inside the rule, not differentiated through, so that each keeps only its own residuals.
+  by = lambda function: (
+    lambda x, kernel, gradient: jax.vjp(lambda x, kernel: function(x, kernel, groups), x, kernel)[1](gradient)
+  )
+  x_gradient, kernel_gradient = jax.lax.platform_dependent(*saved, gradient, cpu=by(_as_products), default=by(_native))
+  return x_gradient, kernel_gradient, gradient.sum(range(gradient.ndim - 1), dtype=jnp.float32)
+
+
+convolution.defvjp(_forward, _backward)

@@ -19,33 +19,33 @@ def _contract(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int, dtype: jnp.d
 
 
 @jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return _contract(x, kernel.astype(x.dtype), 1, 0, x.dtype)
-
-
-def _product_forward(x, kernel):
-  return _product(x, kernel), (x, kernel)
-
-
-def _product_backward(saved, gradient):
-  x, kernel = saved
-  # The gradient of the float32 kernel leaves the matrix unit as float32: nothing rounds it on its way to the optimiser.
-  return _contract(gradient, kernel.astype(x.dtype), 1, 1, x.dtype), _contract(x, gradient, 0, 0, kernel.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
   """Returns x @ kernel + bias.
 
   Args:
     x: activations [..., in], float32 or bfloat16; the result has this dtype.
     kernel: [in, out], float32 (rounded to the dtype of x on use; its gradient stays float32).
-    bias: [out], float32.
+    bias: [out], float32; its gradient is summed in float32.
 
   Returns:
     [..., out] in the dtype of x.
   """
-  rows = x.reshape(-1, x.shape[-1])
-  return _product(rows, kernel).reshape(*x.shape[:-1], kernel.shape[-1]) + bias.astype(x.dtype)
+  product = _contract(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), 1, 0, x.dtype)
+  return product.reshape(*x.shape[:-1], kernel.shape[-1]) + bias.astype(x.dtype)
+
+
+def _forward(x, kernel, bias):
+  return dense(x, kernel, bias), (x, kernel)
+
+
+def _backward(saved, gradient):
+  x, kernel = saved
+  gradient = gradient.reshape(-1, gradient.shape[-1])
+  x_gradient = _contract(gradient, kernel.astype(x.dtype), 1, 1, x.dtype).reshape(x.shape)
+  # The gradients of the float32 parameters leave the matrix unit as float32: nothing rounds them on their way to the
+  # optimiser, and a sum over thousands of rows in bfloat16 would stall.
+  kernel_gradient = _contract(x.reshape(-1, x.shape[-1]), gradient, 0, 0, kernel.dtype)
+  return x_gradient, kernel_gradient, gradient.sum(0, dtype=jnp.float32)
+
+
+dense.defvjp(_forward, _backward)

@@ -1,0 +1,77 @@
+"""The convolution against XLA's own, forward and backward, over kernels, groups and grids."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d2v_jax.nn.convolution import convolution
+
+CASES = [
+  # grid, kernel, groups, channels in, channels out
+  ((5, 7), (3, 3), 4, 16, 32),
+  ((5, 4), (5, 5), 1, 8, 8),
+  ((6, 5), (2, 4), 16, 32, 16),
+  ((3, 6), (4, 2), 4, 8, 8),
+  ((4, 4), (1, 1), 4, 8, 12),
+  ((2, 3), (5, 5), 4, 8, 8),
+  ((11,), (7,), 4, 8, 16),
+  ((9,), (4,), 1, 6, 5),
+  ((6,), (19,), 16, 16, 16),
+]
+
+
+def inputs(grid, size, groups, c_in, c_out):
+  rng = np.random.default_rng(len(grid) + sum(size))
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return draw(2, *grid, c_in), draw(*size, c_in // groups, c_out), draw(c_out), draw(2, *grid, c_out)
+
+
+def reference(x, kernel, bias, groups):
+  """Pads half the kernel on both sides and drops the last step of an even kernel, as the paper's code does."""
+  sizes = kernel.shape[:-2]
+  letters = 'HW'[-len(sizes) :]
+  y = jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (1,) * len(sizes),
+    [(size // 2, size // 2) for size in sizes],
+    dimension_numbers=(f'N{letters}C', f'{letters}IO', f'N{letters}C'),
+    feature_group_count=groups,
+  )
+  return y[(slice(None), *(slice(0, length) for length in x.shape[1:-1]))] + bias
+
+
+def gradients(function, x, kernel, bias, cotangent):
+  y, pull = jax.vjp(function, x, kernel, bias)
+  return y, *pull(cotangent.astype(y.dtype))
+
+
+@pytest.mark.parametrize(('grid', 'size', 'groups', 'c_in', 'c_out'), CASES)
+def test_values_and_gradients_are_those_of_a_direct_convolution(grid, size, groups, c_in, c_out):
+  arrays = inputs(grid, size, groups, c_in, c_out)
+  got = jax.jit(lambda *a: gradients(lambda x, k, b: convolution(x, k, b, groups), *a))(*arrays)
+  expected = gradients(lambda x, k, b: reference(x, k, b, groups), *arrays)
+  for a, b in zip(got, expected):
+    np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+def test_bfloat16_sums_in_float32():
+  rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)
+  x, kernel, bias, cotangent = map(rounded, inputs((14, 14), (3, 3), 4, 32, 32))
+  half = jax.jit(lambda *a: gradients(lambda x, k, b: convolution(x, k, b, 4), *a))
+  got = half(x.astype(jnp.bfloat16), kernel, bias, cotangent)
+  expected = gradients(lambda x, k, b: reference(x, k, b, 4), x, kernel, bias, cotangent)
+  assert [a.dtype for a in got] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
+  # Outputs are rounded once; the kernel's gradient is a float32 sum of exact products.
+  for a, b, tolerance in zip(got, expected, (1e-2, 1e-2, 1e-5, 1e-2)):
+    assert float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()) < tolerance
+
+
+def test_each_platform_gets_only_its_own_form():
+  x, kernel, bias, cotangent = inputs((14, 14), (3, 3), 16, 32, 32)
+  step = jax.jit(lambda *a: gradients(lambda x, k, b: convolution(x, k, b, 16), *a))
+  text = lambda platform: step.trace(x, kernel, bias, cotangent).lower(lowering_platforms=(platform,)).as_text()
+  assert 'stablehlo.convolution' in text('tpu')
+  assert 'stablehlo.dot_general' not in text('tpu')
+  assert 'stablehlo.convolution' not in text('cpu')
