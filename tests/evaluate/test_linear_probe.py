@@ -62,6 +62,13 @@ def test_the_penalty_is_chosen_without_the_test_examples(monkeypatch):
   assert used[-1] == chosen
 
 
+def test_a_useless_penalty_is_not_chosen():
+  train, test = data(1000, 0), data(1000, 1)
+  accuracy = linear_probe(*train, *test, 4, penalties=(1e6, 1e-2))
+  assert accuracy == pytest.approx(linear_probe(*train, *test, 4, penalties=(1e-2,)), abs=0.01)
+  assert accuracy > linear_probe(*train, *test, 4, penalties=(1e6,)) + 0.2
+
+
 def test_a_class_without_training_examples_is_never_right():
   features, labels = data(500, 0, noise=0.1)
   seen = labels < 3
