@@ -140,12 +140,15 @@ def _reporting_errors(path):
 
 
 def _open_events(logdir, resume_step):
-  # clu.metric_writers imports TensorFlow at its top, so look before importing.
-  if importlib.util.find_spec('tensorflow') is not None:
+  def installed(*modules):
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+  # clu.metric_writers imports both at its top (TensorFlow no longer brings TensorBoard along), so look before importing.
+  if installed('tensorflow', 'tensorboard'):
     return _CluEvents(logdir)
-  if importlib.util.find_spec('tensorboardX') is not None:
+  if installed('tensorboardX'):
     return _Events(logdir, resume_step)
-  logging.info('No TensorBoard events: neither tensorflow nor tensorboardX is installed. metrics.jsonl has everything.')
+  logging.info('No TensorBoard events: no tensorboardX, nor tensorflow with tensorboard, is installed. See metrics.jsonl.')
   return None
 
 

@@ -119,9 +119,10 @@ def test_write_atomically_replaces(tmp_path):
   assert (tmp_path / 'file').read_bytes() == b'new'
 
 
-def test_events_without_tensorflow(tmp_path, monkeypatch):
+@pytest.mark.parametrize('installed', [('tensorboardX',), ('tensorboardX', 'tensorflow'), ('tensorboardX', 'tensorboard')])
+def test_events_where_clu_cannot_write(tmp_path, monkeypatch, installed):
   pytest.importorskip('tensorboardX')
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object() if name == 'tensorboardX' else None)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object() if name in installed else None)
   from tensorboardX.proto import event_pb2
 
   writer = MetricsWriter(tmp_path, resume_step=5)
@@ -156,7 +157,7 @@ def test_events_by_clu_where_tensorflow_is(tmp_path, monkeypatch):
     def close(self):
       written.append('close')
 
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object() if name == 'tensorflow' else None)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object() if name.startswith('tensor') else None)
   monkeypatch.setitem(sys.modules, 'clu.metric_writers', types.SimpleNamespace(SummaryWriter=SummaryWriter))
   monkeypatch.setattr('clu.metric_writers', sys.modules['clu.metric_writers'], raising=False)
   writer = MetricsWriter(tmp_path)
