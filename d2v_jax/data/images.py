@@ -104,9 +104,7 @@ def _random_crop(image: Image.Image, box: tuple[int, int, int, int], size: int) 
     width, height = image.size
     factor = 1 << int(math.log2(min(shrink, 8)))
     image.draft(None, (width // factor, height // factor))
-    scale_x, scale_y = image.size[0] / width, image.size[1] / height
-    box = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
-    return _to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return _to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=tuple(edge / factor for edge in box))
   image = _to_rgb(image)
   if box != (0, 0, *image.size):
     image = image.crop(box)

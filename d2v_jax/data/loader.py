@@ -72,13 +72,13 @@ class TrainLoader:
         f'a data worker process died ({error}) at step {self._step}: out of memory, or /dev/shm is too small for'
         ' config.data.workers * config.data.prefetch batches; lower either, or raise the limit'
       ) from None
-    _report_unreadable(batch.pop('unreadable'), self.unreadable, self._max_unreadable, len(self._source))
+    found = batch.pop('unreadable')
     if self._whole_batch and not batch['valid'].any():
-      name, reason = next(iter(self.unreadable.items()))
       raise InputError(
-        f'config.data.source: all unreadable: none of the {len(batch["valid"])} examples of step {self._step} could be read;'
-        f' the first: {name}: {reason}'
+        f'config.data.source: all unreadable: none of the {len(found)} examples of step {self._step} could be read;'
+        f' the first: {found[0][0]}: {found[0][1]}'
       )
+    _report_unreadable(found, self.unreadable, self._max_unreadable, len(self._source))
     self._step += 1
     # Out of shared memory at once, so that its segments do not live for as long as a caller keeps a batch.
     return {key: np.array(value) for key, value in batch.items()}
@@ -103,7 +103,8 @@ def eval_batches(config, source, indices, batch_size: int):
   indices = np.asarray(indices, np.int64)
   load = _EvalBatch(source, indices, batch_size, config.data.image_size)
   unreadable = {}
-  for batch in _load_batches(load, range(-(-len(indices) // batch_size)), 0, _MAX_EVAL_THREADS):
+  ahead = min(os.cpu_count() or 1, _MAX_EVAL_THREADS)
+  for batch in _load_batches(load, range(-(-len(indices) // batch_size)), workers=0, prefetch=ahead):
     _report_unreadable(batch.pop('unreadable'), unreadable, config.data.max_unreadable, len(indices))
     yield batch
 
@@ -202,8 +203,9 @@ def _load_batches(load, numbers: range, workers: int, prefetch: int):
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch), worker_init_fn=_start_worker
     )
   else:
-    threads = max(min(os.cpu_count() or 1, prefetch), 1)
-    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, 1)))
+    prefetch = max(prefetch, 1)
+    threads = min(os.cpu_count() or 1, prefetch)
+    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
   with contextlib.closing(iter(batches)) as iterator:
     yield from iterator
 

@@ -1,5 +1,6 @@
 """The `tfds` source: prepared TensorFlow Datasets, read without TensorFlow."""
 
+import os
 import re
 
 from d2v_jax.data.places import SPLIT_NAMES, no_test_part
@@ -47,6 +48,8 @@ def open_tfds(place: str, split: str, data_dir: str) -> RecordSource:
     raise InputError(f'config.data.source: tfds:{place}: {_first_line(error)}') from None
   image_key, label_key, classes = _features(info.features, tfds, place)
   shards = [(str(file.filename), file.skip, file.take) for file in files]
+  if missing := [file for file, _, _ in shards if not os.path.exists(file)]:
+    raise InputError(f'config.data.source: tfds:{place}: {len(missing)} of {len(shards)} shards are missing: {missing[0]}')
   file_format = info.file_format.name
   if file_format == 'ARRAY_RECORD':
     records, _ = array_records(files)
@@ -66,8 +69,10 @@ class ParquetRecords:
   """The first column of parquet shards, where TFDS keeps serialized examples; read whole, as the format wants it."""
 
   def __init__(self, shards: list[tuple[str, int, int]]):
-    import pyarrow.parquet
-
+    try:
+      import pyarrow.parquet
+    except ImportError:
+      raise InputError('config.data.source: parquet files need a package; pip install pyarrow') from None
     tables = [pyarrow.parquet.read_table(file).column(0).slice(first, count) for file, first, count in shards]
     self._records = pyarrow.chunked_array([chunk for table in tables for chunk in table.chunks])
 

@@ -1,0 +1,233 @@
+"""The loader: the same global batches for any number of hosts and workers, bad examples named, no hangs, no leftovers."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2v_jax.config import default_config
+from d2v_jax.data.loader import TrainLoader, eval_batches
+from d2v_jax.data.order import example_indices
+from d2v_jax.data.sources import open_source
+from d2v_jax.errors import InputError, RunError
+
+NUM_IMAGES = 20
+
+
+def config_of(place, **data):
+  config = default_config()
+  config.batch_size = 8
+  config.data.update({'source': f'folder:{place}', 'image_size': 16, 'workers': 0, **data})
+  return config
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Twenty noise images of two classes; image 00 .. 19 by name, the second half of class b."""
+  rng = np.random.default_rng(0)
+  for number in range(NUM_IMAGES):
+    path = tmp_path / 'train' / 'ab'[number >= 10] / f'{number:02d}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+  return tmp_path
+
+
+def batches_of(config, start_step=0, count=4, rows=slice(None)):
+  source = open_source(config, 'train')
+  with TrainLoader(config, source, start_step, rows) as loader:
+    return [next(loader) for _ in range(count)]
+
+
+def assert_same(batches, expected):
+  assert len(batches) == len(expected)
+  for batch, other in zip(batches, expected):
+    for key in ('image', 'label', 'valid'):
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_batch_layout_and_order(folder):
+  config = config_of(folder, crop_area=(1, 1), crop_aspect=(1, 1), flip=False)
+  source = open_source(config, 'train')
+  pixels = [np.asarray(Image.open(source.name(i))) for i in range(NUM_IMAGES)]
+  for step, batch in enumerate(batches_of(config)):
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+      'image': ((8, 16, 16, 3), np.uint8), 'label': ((8,), np.int32), 'valid': ((8,), bool),
+    }  # fmt: skip
+    indices = example_indices(config.seed, step, 8, NUM_IMAGES)
+    np.testing.assert_array_equal(batch['image'], np.stack([pixels[i] for i in indices]))
+    np.testing.assert_array_equal(batch['label'], indices >= 10)
+    assert batch['valid'].all()
+
+
+def test_any_number_of_hosts_and_any_start_give_the_same_batches(folder):
+  config = config_of(folder)
+  expected = batches_of(config, count=5)
+  assert_same(batches_of(config, start_step=3, count=2), expected[3:])
+  for hosts in (2, 4):
+    share = 8 // hosts
+    parts = [batches_of(config, count=5, rows=slice(host * share, (host + 1) * share)) for host in range(hosts)]
+    joined = [{key: np.concatenate([batch[key] for batch in hosts]) for key in hosts[0]} for hosts in zip(*parts)]
+    assert_same(joined, expected)
+  config.seed = 2
+  assert not np.array_equal(batches_of(config, count=1)[0]['image'], expected[0]['image'])
+
+
+def test_any_number_of_workers_gives_the_same_batches(folder):
+  (folder / 'train' / 'a' / '03.png').write_bytes(b'damaged')
+  expected = batches_of(config_of(folder), start_step=7, count=6)
+  for workers in (1, 2):
+    config = config_of(folder, workers=workers)
+    with TrainLoader(config, open_source(config, 'train'), 7, slice(None)) as loader:
+      assert_same([next(loader) for _ in range(6)], expected)
+      assert [Path(name).name for name in loader.unreadable] == ['03.png']  # the report crosses from worker to main
+  assert not multiprocessing.active_children()
+
+
+def test_augmentation_differs_between_rows_and_epochs(folder):
+  config = config_of(folder)
+  config.batch_size = 2 * NUM_IMAGES
+  (batch,) = batches_of(config, count=1)
+  first, second = batch['image'][:NUM_IMAGES], batch['image'][NUM_IMAGES:]
+  order = example_indices(config.seed, 0, 2 * NUM_IMAGES, NUM_IMAGES)
+  first, second = first[np.argsort(order[:NUM_IMAGES])], second[np.argsort(order[NUM_IMAGES:])]
+  assert not (first == second).all((1, 2, 3)).any(), 'an image was cropped the same way in two epochs'
+
+
+def test_unreadable_examples_are_zero_rows_named_once_and_counted(folder, caplog):
+  bad = folder / 'train' / 'a' / '03.png'
+  bad.write_bytes(bad.read_bytes()[:60])
+  (folder / 'train' / 'b' / '15.png').unlink()
+  (folder / 'train' / 'b' / '15.png').symlink_to('nowhere')
+  config = config_of(folder)
+  source = open_source(config, 'train')
+  with TrainLoader(config, source, 0, slice(None)) as loader:
+    invalid = 0
+    for step in range(10):  # four epochs
+      batch = next(loader)
+      indices = example_indices(config.seed, step, 8, NUM_IMAGES)
+      expected = ~np.isin(indices, (3, 15))
+      np.testing.assert_array_equal(batch['valid'], expected)
+      assert not batch['image'][~expected].any() and (batch['label'][~expected] == -1).all()
+      invalid += (~expected).sum()
+    assert invalid == 8
+    assert {Path(name).name for name in loader.unreadable} == {'03.png', '15.png'}
+    assert loader.unreadable[str(folder / 'train' / 'b' / '15.png')] == 'No such file or directory'
+  named = [record.getMessage() for record in caplog.records if 'unreadable' in record.getMessage()]
+  assert len(named) == 2 and sum('03.png' in message for message in named) == 1
+
+
+def test_too_many_unreadable_examples_end_the_run(folder):
+  for number in (2, 4, 6):
+    (folder / 'train' / 'a' / f'{number:02d}.png').write_bytes(b'x')
+  batches_of(config_of(folder, max_unreadable=3), count=5)
+  with pytest.raises(
+    InputError, match=r'3 examples could not be read, config\.data\.max_unreadable=2 are allowed.*0[246]\.png'
+  ):
+    batches_of(config_of(folder, max_unreadable=2), count=5)
+
+
+@pytest.mark.parametrize('rows', [slice(None), slice(0, 4)])
+def test_all_unreadable_ends_the_run(folder, rows):
+  for path in folder.glob('train/*/*.png'):
+    path.write_bytes(b'x')
+  with pytest.raises(InputError, match='all unreadable'):
+    batches_of(config_of(folder), count=20, rows=rows)
+  config = config_of(folder)
+  with pytest.raises(InputError, match='all unreadable'):
+    list(eval_batches(config, open_source(config, 'train'), np.arange(NUM_IMAGES), 8))
+
+
+def test_eval_batches_hold_every_example_once(folder):
+  (folder / 'train' / 'a' / '03.png').write_bytes(b'damaged')
+  config = config_of(folder)
+  source = open_source(config, 'train')
+  indices = np.array([19, 3, 0, 7, 12, 12, 1])
+  batches = list(eval_batches(config, source, indices, 3))
+  assert [batch['image'].shape for batch in batches] == [(3, 16, 16, 3)] * 3
+  joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+  np.testing.assert_array_equal(joined['valid'], [1, 0, 1, 1, 1, 1, 1, 0, 0])
+  np.testing.assert_array_equal(joined['label'], [1, -1, 0, 0, 1, 1, 0, -1, -1])
+  for row, index in enumerate(indices):
+    if index != 3:
+      np.testing.assert_array_equal(joined['image'][row], np.asarray(Image.open(source.name(index))))
+  assert not joined['image'][~joined['valid']].any()
+  assert list(eval_batches(config, source, [], 3)) == []
+
+
+def test_batch_must_divide_over_processes(folder, monkeypatch):
+  import jax
+
+  monkeypatch.setattr(jax, 'process_count', lambda: 3)
+  config = config_of(folder)
+  with pytest.raises(InputError, match=r'config\.batch_size: 8 .* 3 processes'):
+    TrainLoader(config, open_source(config, 'train'), 0)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  with TrainLoader(config, open_source(config, 'train'), 0) as loader:
+    assert_same([next(loader)], [{key: value[4:] for key, value in batches_of(config, count=1)[0].items()}])
+
+
+def test_a_killed_worker_is_an_error_not_a_hang(folder):
+  config = config_of(folder, workers=2)
+  with TrainLoader(config, open_source(config, 'train'), 0, slice(None)) as loader:
+    next(loader)
+    for child in multiprocessing.active_children():
+      os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(RunError, match='worker process died'):
+      for _ in range(100):
+        next(loader)
+  assert not multiprocessing.active_children()
+
+
+_PROGRAM = """
+import multiprocessing, sys, time
+from d2v_jax.config import default_config
+from d2v_jax.data.loader import TrainLoader
+from d2v_jax.data.sources import open_source
+if __name__ == '__main__':
+  config = default_config()
+  config.batch_size = 8
+  config.data.update({'source': 'folder:' + sys.argv[1], 'image_size': 16, 'workers': 1})
+  loader = TrainLoader(config, open_source(config, 'train'), 0, slice(None))
+  batch = next(loader)
+  print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+  if len(sys.argv) > 2:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize('kill', [True, False])
+def test_no_worker_outlives_the_main_process(folder, kill):
+  # The loader is not closed: the main process is killed, or just ends.
+  program = folder / 'program.py'
+  program.write_text(_PROGRAM)
+  environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+  arguments = [sys.executable, str(program), str(folder), *(['wait'] if kill else [])]
+  process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+  workers = [int(pid) for pid in process.stdout.readline().split()]
+  assert workers, process.communicate()[1]
+  for worker in workers:
+    os.kill(worker, signal.SIGTERM)  # a signal to the whole process group is for the main process to answer
+  if kill:
+    process.kill()
+  _, errors = process.communicate(timeout=30)
+  if not kill:
+    assert process.returncode == 0 and 'Traceback' not in errors, errors
+  deadline = time.monotonic() + 10
+  while any(_alive(worker) for worker in workers):
+    assert time.monotonic() < deadline, 'a worker is still running'
+    time.sleep(0.05)
+
+
+def _alive(pid):
+  try:
+    return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
