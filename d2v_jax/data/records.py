@@ -9,7 +9,6 @@ small read each).
 import os
 import re
 import struct
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,46 +58,46 @@ def open_array_records(place: str, split: str) -> RecordSource:
   files = sorted(str(path) for path in root.iterdir() if '.array_record' in path.name or path.suffix == '.arrayrecord')
   if not files:
     raise InputError(f'config.data.source: arrayrecord:{place}: {root.absolute()} holds no *.array_record* files')
-  parts = {name: [file for file in files if _of_split(file, name)] for name in ('train', 'test')}
+  parts = {part: _of_split(files, part) for part in ('train', 'test')}
   if not parts[split] and split == 'test':
     raise no_test_part(f'arrayrecord:{place}')
   if not parts['train'] and not parts['test']:  # no split in the names: everything is for training
     parts['train'] = files
   if not parts[split]:
     raise InputError(f'config.data.source: arrayrecord:{place} has shards of a test part but none with "train" in the name')
-  records, shards = array_records(parts[split])
-  first = parse_example(records[0])
+  import grain  # here: it takes a second to import, and most sources do without
+
+  shards = []
+  for file in parts[split]:
+    try:
+      shards.append((file, 0, len(grain.sources.ArrayRecordDataSource([file]))))
+    except Exception as error:
+      raise InputError(f'config.data.source: {file} is not a readable ArrayRecord file: {error}') from None
+  records = grain.sources.ArrayRecordDataSource(parts[split])
+  if not len(records):
+    raise InputError(
+      f'config.data.source: arrayrecord:{place}: the {len(shards)} shards of the {split} part hold no records'
+    )
+  try:
+    first = parse_example(records[0])
+  except ValueError as error:
+    raise InputError(f'config.data.source: {shards[0][0]}: the first record is {error}') from None
   image_key = next((key for key in IMAGE_KEYS if key in first), None)
   if image_key is None:
     raise InputError(
       f'config.data.source: {shards[0][0]}: an example has an encoded image under one of {", ".join(IMAGE_KEYS)}; the first'
-      f' has {", ".join(sorted(first)) or "nothing (is it a tf.train.Example?)"}'
+      f' has {", ".join(sorted(first)) or "nothing"}'
     )
   label_key = next((key for key in LABEL_KEYS if key in first), '')
   return RecordSource(records, shards, image_key, label_key)
 
 
-def _of_split(file: str, split: str) -> bool:
-  words = re.split(r'[^a-z]+', Path(file).name.lower())
-  return any(name in words for name in SPLIT_NAMES[split])
-
-
-def array_records(files: Sequence) -> tuple[Sequence, list[tuple[str, int, int]]]:
-  """Opens ArrayRecord shards: paths, or objects with filename, skip, take, examples_in_shard. Raises InputError."""
-  import grain
-
-  shards = []
-  for file in files:
-    path, first = (file, 0) if isinstance(file, str) else (os.fspath(file.filename), file.skip)
-    try:
-      count = len(grain.sources.ArrayRecordDataSource([path])) if isinstance(file, str) else file.take
-    except Exception as error:
-      raise InputError(f'config.data.source: {path} is not a readable ArrayRecord file: {error}') from None
-    shards.append((path, first, count))
-  records = grain.sources.ArrayRecordDataSource(list(files))
-  if not len(records):
-    raise InputError(f'config.data.source: {shards[0][0]} (and {len(shards) - 1} other shards) hold no records')
-  return records, shards
+def _of_split(files: list[str], split: str) -> list[str]:
+  """The files whose name has the split's name as a word: of its best name that any file has."""
+  for name in SPLIT_NAMES[split]:
+    if chosen := [file for file in files if name in re.split(r'[^a-z]+', Path(file).name.lower())]:
+      return chosen
+  return []
 
 
 class TFRecords:

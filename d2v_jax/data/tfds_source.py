@@ -4,7 +4,7 @@ import os
 import re
 
 from d2v_jax.data.places import SPLIT_NAMES, no_test_part
-from d2v_jax.data.records import RecordSource, TFRecords, array_records
+from d2v_jax.data.records import RecordSource, TFRecords
 from d2v_jax.errors import InputError
 
 
@@ -52,7 +52,9 @@ def open_tfds(place: str, split: str, data_dir: str) -> RecordSource:
     raise InputError(f'config.data.source: tfds:{place}: {len(missing)} of {len(shards)} shards are missing: {missing[0]}')
   file_format = info.file_format.name
   if file_format == 'ARRAY_RECORD':
-    records, _ = array_records(files)
+    import grain
+
+    records = grain.sources.ArrayRecordDataSource(files)
   elif file_format == 'TFRECORD':
     records = TFRecords(shards)
   elif file_format == 'PARQUET':

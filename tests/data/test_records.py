@@ -98,6 +98,7 @@ def test_array_records(tmp_path):
   config = config_of(f'arrayrecord:{tmp_path}')
   with pytest.raises(InputError, match='no test part'):
     open_source(config, 'test')
+  write_array_record(tmp_path / 'x-test.array_record-00000-of-00001', [encode_example(b'published without labels')])
   write_array_record(tmp_path / 'x-validation.array_record-00000-of-00001', records_of(50, 53))
   train, test = pickle.loads(pickle.dumps(open_source(config, 'train'))), open_source(config, 'test')
   check(train, 0, 12)
@@ -116,6 +117,12 @@ def test_array_record_mistakes_are_named(tmp_path):
   path = tmp_path / 'train.array_record'
   path.write_bytes(b'garbage' * 100)
   with pytest.raises(InputError, match=r'train\.array_record is not a readable'):
+    open_source(config, 'train')
+  write_array_record(path, [])
+  with pytest.raises(InputError, match='hold no records'):
+    open_source(config, 'train')
+  write_array_record(path, [b'another kind of record'])
+  with pytest.raises(InputError, match=r'the first record is not a tf\.train\.Example'):
     open_source(config, 'train')
   from d2v_jax.data import records
 
