@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from d2v_jax.checkpoints import fairseq, manager
+from d2v_jax.checkpoints import weights
 from d2v_jax.errors import InputError
 from d2v_jax.modalities import build_encoder
 
@@ -63,8 +63,5 @@ def load(path: str | os.PathLike) -> Model:
   Raises:
     InputError: there is no readable checkpoint.
   """
-  if os.path.isfile(path):
-    imported = fairseq.import_checkpoint(path)
-    return Model(imported.params, imported.config)
-  params, _, config = manager.load_weights(path)
+  params, _, config = weights.read(path)
   return Model(params, config)

@@ -298,6 +298,15 @@ def test_references_between_fields_are_followed(rewrite):
   assert config.data2vec2.cls_loss_examples == 16
 
 
+def test_what_an_optimizer_group_leaves_out(rewrite):
+  def change(weights, teacher, cfg):
+    del cfg['optimizer']['groups']['default']['optimizer']['adam_betas']
+
+  imported = fairseq.import_checkpoint(rewrite(change))
+  assert imported.config.optimizer.beta2 == 0.999  # the reference's own default
+  assert not any('optimizer.' in note for note in imported.notes)
+
+
 def test_nearest_recipe(monkeypatch, tmp_path):
   imported = fairseq.import_checkpoint(GOLDEN / 'd2v2_image' / 'checkpoint.pt')
   monkeypatch.setattr(fairseq_config, 'RECIPES', tmp_path)
