@@ -4,6 +4,8 @@
 work before any time is spent. The names follow `docs/algorithm.md`.
 """
 
+import difflib
+import json
 import math
 
 from ml_collections import ConfigDict
@@ -35,7 +37,8 @@ def default_config() -> ConfigDict:
   config.init_from = ''  # a checkpoint to start from: ours, or a released one
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1})  # devices along each axis; -1: all that remain
 
-  config.data = ConfigDict({
+  config.data = ConfigDict(
+    {
       'source': '',  # KIND:PLACE, see README
       'tfds_dir': '',  # where prepared TFDS datasets live; empty: the TFDS default
       'image_size': 224,  # pixels; the side of the square the model sees
@@ -48,9 +51,11 @@ def default_config() -> ConfigDict:
       'workers': 8,  # worker processes that decode and augment; 0: in the main process
       'prefetch': 2,  # batches each worker prepares ahead
       'max_unreadable': 100,  # examples that may fail to decode (each is named and skipped) before the run stops
-  })
+    }
+  )
 
-  config.model = ConfigDict({
+  config.model = ConfigDict(
+    {
       'patch_size': 16,
       'embed_dim': 768,
       'prenet_depth': 2,  # blocks that belong to the modality and give no targets
@@ -64,16 +69,20 @@ def default_config() -> ConfigDict:
       'init_std': 0.02,  # of the transformer's linear layers
       'alibi': '',  # attention bias by distance: '', 'manhattan' or 'euclidean'
       'alibi_scale': 1.0,
-  })
+    }
+  )
 
-  config.mask = ConfigDict({
+  config.mask = ConfigDict(
+    {
       'ratio': 0.8,  # fraction of tokens hidden from the student
       'adjust': 0.07,  # raises the number of block centres drawn; never the final count
       'block_size': 3,  # side of a block, in patches
       'inverse': True,  # blocks are what stays visible
-  })
+    }
+  )
 
-  config.data2vec2 = ConfigDict({
+  config.data2vec2 = ConfigDict(
+    {
       'masks_per_example': 16,  # M: student views that share one teacher pass
       'average_top_k': 10,  # K: top main blocks averaged into the target
       'block_output_targets': False,  # targets are block outputs instead of MLP outputs
@@ -88,17 +97,21 @@ def default_config() -> ConfigDict:
       'ema_decay': 0.9998,  # of the teacher, at the start
       'ema_end_decay': 0.99999,
       'ema_anneal_steps': 100_000,  # updates over which the decay goes linearly from start to end
-  })
-  config.decoder = ConfigDict({
+    }
+  )
+  config.decoder = ConfigDict(
+    {
       'dim': 768,
       'layers': 6,
       'kernel': 3,
       'groups': 16,
       'residual': True,
       'positions': '',  # add the fixed positions to the decoder's input: '', 'masked' or 'all'
-  })
+    }
+  )
 
-  config.optimizer = ConfigDict({
+  config.optimizer = ConfigDict(
+    {
       'beta1': 0.9,
       'beta2': 0.95,
       'eps': 1e-8,
@@ -106,20 +119,26 @@ def default_config() -> ConfigDict:
       'weight_decay': 0.05,
       'decay_all': False,  # decay biases, norms and ALiBi scales too, as the released runs most likely did
       'clip_norm': 4.0,  # 0: none
-  })
-  config.schedule = ConfigDict({
+    }
+  )
+  config.schedule = ConfigDict(
+    {
       'name': 'cosine',
       'warmup_steps': 50_040,
       'min_learning_rate': 0.0,
-  })
+    }
+  )
 
-  config.health = ConfigDict({
+  config.health = ConfigDict(
+    {
       'max_skipped': 20,  # updates in a row skipped for non-finite gradients before the run stops
       'min_target_std': 0.0,  # stop below this spread of the targets after `grace_steps`; 0: only warn
       'min_pred_std': 0.0,
       'grace_steps': 5000,
-  })
-  config.eval = ConfigDict({
+    }
+  )
+  config.eval = ConfigDict(
+    {
       'features': 'final',  # 'final': mean of the last block's patch tokens; 'layers': all blocks' MLP outputs side by side; 'cls'
       'weights': 'student',  # or 'teacher'
       'batch_size': 256,
@@ -127,6 +146,140 @@ def default_config() -> ConfigDict:
       'max_train': 0,  # labelled training examples used; 0: all
       'max_test': 0,
       'controls': True,  # also score raw pixels and the untrained network
-  })
+    }
+  )
   config.lock()
   return config
+
+
+def field_names() -> list[str]:
+  """Dotted names of all fields, as they are written on the command line."""
+  return [name for name, _ in _leaves(default_config(), 'config')]
+
+
+def to_dict(config: ConfigDict) -> dict:
+  """The config as plain JSON types; what config.json holds."""
+  return json.loads(config.to_json_best_effort())
+
+
+def differences(one: dict, other: dict) -> dict[str, tuple]:
+  """Dotted fields in which two configs (as dicts) differ, with both values; None where a field is missing."""
+  one, other = dict(_leaves(one, 'config')), dict(_leaves(other, 'config'))
+  names = sorted(one.keys() | other.keys())
+  return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+
+
+def validate(config: ConfigDict) -> None:
+  """Raises InputError, naming the field, for values that cannot work in any run."""
+  check = _Checker(config)
+  check.choice('task', ('pretrain',))
+  check.choice('method', ('data2vec2',))
+  check.choice('modality', ('image',))
+  check.choice('dtype', ('bfloat16', 'float32'))
+  for name in ('batch_size', 'accumulate_steps', 'log_every', 'checkpoint_every', 'data.image_size', 'model.patch_size'):
+    check.range(name, 1)
+  for name in ('model.embed_dim', 'model.depth', 'model.num_heads', 'model.mlp_ratio', 'mask.block_size', 'eval.batch_size'):
+    check.range(name, 1)
+  for name in (
+    'data2vec2.masks_per_example',
+    'data2vec2.average_top_k',
+    'data2vec2.ema_anneal_steps',
+    'data.prefetch',
+    'eval.knn_k',
+  ):
+    check.range(name, 1)
+  for name in ('decoder.layers', 'decoder.dim', 'decoder.kernel', 'decoder.groups', 'health.max_skipped'):
+    check.range(name, 1)
+  for name in ('total_steps', 'total_epochs', 'eval_every', 'checkpoint_keep_every', 'data.workers', 'data.max_unreadable'):
+    check.range(name, 0)
+  for name in ('model.prenet_depth', 'model.extra_tokens', 'learning_rate', 'schedule.warmup_steps', 'optimizer.clip_norm'):
+    check.range(name, 0)
+  for name in (
+    'optimizer.weight_decay',
+    'eval.max_train',
+    'eval.max_test',
+    'data2vec2.mask_noise_std',
+    'data2vec2.loss_beta',
+  ):
+    check.range(name, 0)
+  for name in (
+    'mask.ratio',
+    'data.holdout',
+    'data2vec2.ema_decay',
+    'data2vec2.ema_end_decay',
+    'optimizer.beta1',
+    'optimizer.beta2',
+  ):
+    check.range(name, 0, 1)
+  check.choice('model.alibi', ('', 'manhattan', 'euclidean'))
+  check.choice('decoder.positions', ('', 'masked', 'all'))
+  check.choice('schedule.name', ('cosine',))
+  check.choice('eval.features', ('final', 'layers', 'cls'))
+  check.choice('eval.weights', ('student', 'teacher'))
+  for name, length in (('data.crop_area', 2), ('data.crop_aspect', 2), ('data.mean', 3), ('data.std', 3)):
+    check.numbers(name, length)
+  for name in ('data2vec2.target_layer_norms', 'data2vec2.target_norms'):
+    for norm in check.value(name):
+      if norm not in ('batch', 'instance', 'layer'):
+        raise InputError(f"config.{name}: found {norm!r}; allowed are 'batch', 'instance' and 'layer'")
+
+  if not config.total_steps and not config.total_epochs:
+    raise InputError('config.total_steps: 0, and config.total_epochs is 0 too; give one of them')
+  if config.total_steps and config.total_epochs:
+    raise InputError(
+      f'config.total_epochs: {config.total_epochs} beside total_steps {config.total_steps}; give only one of them'
+    )
+  model = config.model
+  if model.embed_dim % model.num_heads:
+    raise InputError(f'config.model.num_heads: {model.num_heads} does not divide embed_dim {model.embed_dim}')
+  if model.embed_dim % 4:
+    raise InputError(f'config.model.embed_dim: {model.embed_dim} is not a multiple of 4, which 2-D positions need')
+  if config.data2vec2.average_top_k > model.depth:
+    raise InputError(
+      f'config.data2vec2.average_top_k: {config.data2vec2.average_top_k} of model.depth {model.depth} main blocks'
+    )
+  decoder = config.decoder
+  for width in (model.embed_dim, decoder.dim):
+    if width % decoder.groups:
+      raise InputError(f'config.decoder.groups: {decoder.groups} does not divide the width {width}')
+  if config.data2vec2.cls_loss and not model.extra_tokens:
+    raise InputError('config.data2vec2.cls_loss: needs an extra token; set config.model.extra_tokens=1 or cls_loss=0.0')
+  if config.eval.features == 'cls' and not model.extra_tokens:
+    raise InputError("config.eval.features: 'cls' needs config.model.extra_tokens=1")
+
+
+class _Checker:
+  """Checks of single fields by dotted name."""
+
+  def __init__(self, config):
+    self._config = config
+
+  def value(self, name):
+    value = self._config
+    for part in name.split('.'):
+      value = value[part]
+    return value
+
+  def choice(self, name, allowed):
+    if self.value(name) not in allowed:
+      nearest = difflib.get_close_matches(str(self.value(name)), allowed, 1)
+      hint = f'; did you mean {nearest[0]!r}?' if nearest else ''
+      raise InputError(f'config.{name}: found {self.value(name)!r}; allowed: {", ".join(map(repr, allowed))}{hint}')
+
+  def range(self, name, low, high=math.inf):
+    if not low <= self.value(name) <= high:
+      bounds = f'at least {low}' if high == math.inf else f'from {low} to {high}'
+      raise InputError(f'config.{name}: found {self.value(name)}; allowed is {bounds}')
+
+  def numbers(self, name, length):
+    value = self.value(name)
+    if len(value) != length or not all(isinstance(item, (int, float)) for item in value):
+      raise InputError(f'config.{name}: found {value}; {length} numbers are needed')
+
+
+def _leaves(tree, prefix):
+  for name, value in tree.items():
+    if hasattr(value, 'items'):
+      yield from _leaves(value, f'{prefix}.{name}')
+    else:
+      yield f'{prefix}.{name}', value

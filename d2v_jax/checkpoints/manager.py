@@ -79,14 +79,18 @@ class CheckpointManager:
       except InputError:
         raise
       except Exception as error:
-        logging.warning('Checkpoint %s is damaged (%s); trying the one before it', self.directory / str(step), _first_line(error))
+        logging.warning(
+          'Checkpoint %s is damaged (%s); trying the one before it', self.directory / str(step), _first_line(error)
+        )
         damaged.append(step)
         continue
       for bad in damaged:
         self._put_aside(bad)
       return state
     if damaged:
-      raise InputError(f'{self.directory}: all checkpoints ({damaged}) are damaged; restore a copy, or remove them to start anew')
+      raise InputError(
+        f'{self.directory}: all checkpoints ({damaged}) are damaged; restore a copy, or remove them to start anew'
+      )
     return None
 
   def close(self) -> None:
@@ -186,7 +190,11 @@ def _absolute(path):
 
 def _orbax_manager(directory, keep_latest, keep_every):
   options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep_latest, keep_period=keep_every, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+    max_to_keep=keep_latest,
+    keep_period=keep_every,
+    create=True,
+    cleanup_tmp_directories=True,
+    enable_async_checkpointing=True,
   )
   return ocp.CheckpointManager(directory, options=options)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from d2v_jax.methods import losses, teacher
+from d2v_jax.methods import flops, losses, teacher
 from d2v_jax.methods.targets import targets
 from d2v_jax.modalities import Encoded, build_encoder
 from d2v_jax.modalities.masking import Visible, put_back, visible
@@ -178,7 +178,10 @@ class Data2vec2:
       keys: one PRNG key per row.
     """
     mask, noise = self.draw(keys)
-    where = visible(mask, self.modality.masks.num_visible)
+    return self.loss_of_views(params, teacher_params, batch, visible(mask, self.modality.masks.num_visible), noise)
+
+  def loss_of_views(self, params: dict, teacher_params: dict, batch: dict, where: Visible, noise: jax.Array):
+    """As `loss`, for given masks and noise."""
     valid = batch['valid'].astype(jnp.float32)
     forward = self.forward(params, teacher_params, self.modality.prepare(batch), where, noise)
     terms = self.loss_terms(forward, where, valid)
@@ -221,6 +224,10 @@ class Data2vec2:
       'target_std': sums['targets'].spread(),
       'pred_std': sums['predictions'].spread(),
       'ema_decay': 1 - self.ema_rate(step),
-      'masked_fraction': jnp.float32(1 - self.modality.masks.num_visible / self.modality.masks.num_tokens),
       **{f'spread/{name}': moments.spread() for name, moments in sums['spreads'].items()},
     }
+
+  def flops_per_example(self) -> dict[str, float]:
+    """Model FLOPs of one example in a train step, by part."""
+    masks = self.modality.masks
+    return flops.data2vec2(self.config, masks.num_tokens, masks.num_visible, len(self.modality.grid))

@@ -106,5 +106,3 @@ def put_back(x: jax.Array, where: Visible) -> jax.Array:
 
 take_visible.defvjp(lambda x, where: (take_visible(x, where), where), lambda where, g: (put_back(g, where), None))
 put_back.defvjp(lambda x, where: (put_back(x, where), where), lambda where, g: (take_visible(g, where), None))
-
-

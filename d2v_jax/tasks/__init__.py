@@ -1,0 +1,5 @@
+"""What is trained and how it is judged: an objective for the train step, and evaluators for the loop."""
+
+from d2v_jax.tasks.pretrain import Pretrain
+
+TASKS = {'pretrain': Pretrain}

@@ -9,15 +9,14 @@ def cosine(step, peak, total_steps, warmup_steps=0, minimum=0.0, warmup_start=No
   The very first update has the learning rate `warmup_start`. With a `period` shorter than what remains the cosine starts
   again, each time with `peak` and `minimum` multiplied by `shrink`.
   """
-  step = jnp.asarray(step, jnp.float32)
+  step = jnp.asarray(step, jnp.int32)
   start = minimum if warmup_start is None else warmup_start
-  period = period or total_steps - warmup_steps
-  after = jnp.maximum(step - warmup_steps, 0)
-  cycle = jnp.floor(after / period)
+  period = max(int(period or total_steps - warmup_steps), 1)
+  cycle, position = jnp.divmod(jnp.maximum(step - warmup_steps, 0), period)
   # cos^2 of half the angle instead of 1 + cos: no cancellation where the rate goes to zero.
-  decayed = minimum + (peak - minimum) * jnp.square(jnp.cos(0.5 * jnp.pi * (after - cycle * period) / period))
+  decayed = minimum + (peak - minimum) * jnp.square(jnp.cos(0.5 * jnp.pi * position / period))
   warmup = start + (peak - start) * step / max(warmup_steps, 1)
-  return jnp.where(step < warmup_steps, warmup, shrink**cycle * decayed)
+  return jnp.where(step < warmup_steps, warmup, shrink ** cycle.astype(jnp.float32) * decayed)
 
 
 def learning_rate(config, total_steps: int):

@@ -83,9 +83,7 @@ def train_step(objective, config, total_steps: int, state: TrainState, batch: di
 
   finite = jnp.isfinite(norm)
   keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-  new = TrainState(
-    step, keep(params, state.params), keep(teacher, state.teacher), keep(opt_state, state.opt_state)
-  )
+  new = TrainState(step, keep(params, state.params), keep(teacher, state.teacher), keep(opt_state, state.opt_state))
   metrics = {
     **objective.metrics(sums, step),
     'learning_rate': rate,

@@ -1,0 +1,82 @@
+"""What all commands share: flags, the exit codes, one line instead of a traceback when the user's input is wrong.
+
+Exit codes: 0 done; 1 ran and failed; 2 the input or the config is wrong; 128 + signal after SIGINT or SIGTERM.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from d2v_jax.config import field_names
+from d2v_jax.errors import InputError, RunError
+
+
+def define_config() -> flags.FlagHolder:
+  """Defines `--config=FILE` with its `--config.field=value` overrides."""
+  return config_flags.DEFINE_config_file('config', None, 'The config file, as configs/image_base.py.', lock_config=True)
+
+
+def config_of(holder: flags.FlagHolder):
+  """The config that was asked for; InputError when there is none or the file cannot be read."""
+  try:
+    config = holder.value
+  except FileNotFoundError as error:
+    raise InputError(f'--config: {error.filename} does not exist; give one of configs/*.py or your own') from error
+  if config is None:
+    raise InputError('--config: missing; give a config file, for example --config=configs/image_tiny.py')
+  return config
+
+
+def required(holder: flags.FlagHolder, what: str) -> str:
+  """The value of a flag that must be given."""
+  if not holder.value:
+    raise InputError(f'--{holder.name}: missing; give {what}')
+  return holder.value
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the flags, calls `main()` and exits with the code that its outcome deserves."""
+  logging.set_verbosity(logging.INFO)
+  logging.use_absl_handler()
+  try:
+    _parse_flags()
+    main()
+  except InputError as error:
+    _end(2, error)
+  except RunError as error:
+    _end(1, error)
+  except KeyboardInterrupt:
+    _end(130, 'interrupted')
+
+
+def _parse_flags():
+  try:
+    rest = flags.FLAGS(sys.argv)[1:]
+  except AttributeError as error:
+    raise InputError(_unknown_field(error)) from error
+  except (flags.Error, TypeError, ValueError) as error:
+    raise InputError(f'{error}'.replace('\n', ' ')) from error
+  if rest:
+    raise InputError(f'{rest[0]}: unexpected argument; options are written --name=value')
+
+
+def _unknown_field(error) -> str:
+  found = re.match(r"""["']*\\?'?(\w+)""", str(error)).group(1)
+  given = next((a for a in sys.argv[1:] if re.match(rf'--config\.(\w+\.)*{found}(\.\w+)*=', a)), f'--config.{found}')
+  name = given.removeprefix('--').partition('=')[0]
+  nearest = difflib.get_close_matches(name, field_names(), 1, 0.0)
+  return f'{name}: there is no such field; the nearest is {nearest[0]}'
+
+
+def _end(code, message):
+  first = ' '.join(str(message).split())
+  print(f'd2v_jax: {first}', file=sys.stderr, flush=True)
+  logging.flush()
+  # Worker processes and pending saves of a failed run must not keep it from ending.
+  sys.stdout.flush()
+  os._exit(code)

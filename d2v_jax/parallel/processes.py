@@ -1,0 +1,16 @@
+"""Several processes as one program: JAX's multi-controller runtime."""
+
+import os
+
+import jax
+
+
+def initialize() -> None:
+  """Joins the other processes where the launch script says there are any (`D2V_DISTRIBUTED=1`).
+
+  On Cloud TPU pods and under SLURM JAX finds them by itself; elsewhere the script sets JAX_COORDINATOR_ADDRESS,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+  """
+  if os.environ.get('D2V_DISTRIBUTED') == '1':
+    count, index = os.environ.get('JAX_NUM_PROCESSES'), os.environ.get('JAX_PROCESS_ID')
+    jax.distributed.initialize(num_processes=int(count) if count else None, process_id=int(index) if index else None)

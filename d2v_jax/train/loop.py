@@ -1,0 +1,196 @@
+"""The training loop, for every task: it knows states, batches and metrics, and nothing of modalities."""
+
+import contextlib
+import functools
+import math
+import time
+from pathlib import Path
+
+import jax
+from absl import logging
+from clu import parameter_overview
+
+from d2v_jax import config as configs
+from d2v_jax.checkpoints import weights
+from d2v_jax.checkpoints.manager import CheckpointManager
+from d2v_jax.data.loader import TrainLoader
+from d2v_jax.data.sources import open_source
+from d2v_jax.errors import InputError
+from d2v_jax.parallel import mesh as meshes
+from d2v_jax.report.progress import Progress
+from d2v_jax.report.writers import MetricsWriter
+from d2v_jax.tasks import TASKS
+from d2v_jax.train.health import Health
+from d2v_jax.train.interruption import Interrupted, Interruption
+from d2v_jax.train.state import TrainState
+from d2v_jax.train.step import init_state, train_step
+from d2v_jax.train.workdir import open_workdir
+
+
+def train_and_evaluate(config, workdir) -> TrainState:
+  """Trains what the config says in `workdir`, from where an earlier run in it stopped, and returns the final state.
+
+  Raises:
+    InputError: config, data or workdir cannot work.
+    RunError: the training diverged, collapsed, or could not be saved.
+    SystemExit: after SIGTERM (143) or SIGINT (130), when everything is saved.
+  """
+  configs.validate(config)
+  mesh = meshes.build(config)
+  source = open_source(config, 'train')
+  total_steps = resolve_steps(config, len(source))
+  task = TASKS[config.task](config, source)
+  workdir = open_workdir(workdir, config)
+  with contextlib.ExitStack() as stack:
+    interruption = stack.enter_context(Interruption().installed())
+    manager = stack.enter_context(contextlib.closing(CheckpointManager(workdir, config, config.checkpoint_keep_every)))
+    state, resumed = initial_state(task.objective, config, mesh, manager)
+    run = Run(config, workdir, mesh, task, total_steps, manager, state, resumed)
+    stack.callback(run.close)
+    if run.step >= total_steps and (workdir / 'result.json').exists():
+      logging.info('This run is complete: %d steps; its result is in %s', run.step, workdir / 'result.json')
+      return run.state
+    try:
+      with TrainLoader(config, source, run.step) as loader:
+        run.train(loader, interruption)
+        unreadable = len(loader.unreadable)
+      run.finish({'data/unreadable': unreadable})
+    except Interrupted as interrupted:
+      logging.warning('%s: saving step %d, then leaving', interrupted, run.step)
+      run.save(wait=True)
+      raise SystemExit(interrupted.code) from None
+    return run.state
+
+
+def resolve_steps(config, num_examples: int) -> int:
+  """Updates of the whole run: config.total_steps, or as many as config.total_epochs passes take, rounded up."""
+  if num_examples < 1:
+    raise InputError(f'config.data.source: {config.data.source} holds no training examples')
+  return config.total_steps or math.ceil(config.total_epochs * num_examples / config.batch_size)
+
+
+def initial_state(objective, config, mesh, manager) -> tuple[TrainState, bool]:
+  """The newest checkpoint's state, or a fresh one (from config.init_from where given); and whether it was a checkpoint.
+
+  Every array is born on the devices it belongs to.
+  """
+  initialise = functools.partial(init_state, objective, config)
+  key = jax.random.key(config.seed)
+  shapes = jax.eval_shape(initialise, key)
+  shardings = meshes.state_shardings(mesh, shapes)
+  describe = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  state = manager.restore_latest(jax.tree.map(describe, shapes, shardings))
+  if state is not None:
+    return state, True
+  state = jax.jit(initialise, out_shardings=shardings)(key)
+  if config.init_from:
+    params, teacher = weights.matching(config.init_from, state.params, state.teacher)
+    state = state.replace(
+      params=jax.device_put(params, shardings.params), teacher=jax.device_put(teacher, shardings.teacher)
+    )
+  return state, False
+
+
+class Run:
+  """A run in progress: the state and everything that looks at it."""
+
+  def __init__(self, config, workdir: Path, mesh, task, total_steps: int, manager, state: TrainState, resumed: bool):
+    self.config = config
+    self.workdir = workdir
+    self.mesh = mesh
+    self.task = task
+    self.total_steps = total_steps
+    self.manager = manager
+    self.state = state
+    self.step = int(state.step)
+    self.saved_step = self.step if resumed else None
+    self.pending = None  # (step, metrics) of the last record, still on the device
+    self.evaluated_step = None
+    self.health = Health(config)
+    self.writer = MetricsWriter(workdir, resume_step=self.step if resumed else None)
+    flops = config.batch_size * sum(task.objective.flops_per_example().values())
+    self.progress = Progress(total_steps, self.step, config.batch_size, flops)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    self.step_function = jax.jit(
+      functools.partial(train_step, task.objective, config, total_steps),
+      donate_argnums=0,
+      in_shardings=(shardings, meshes.batch_sharding(mesh)),
+      out_shardings=(shardings, meshes.replicated(mesh)),
+    )
+    if resumed:
+      logging.info('Resuming %s at step %d of %d', workdir, self.step, total_steps)
+    else:
+      parameter_overview.log_parameter_overview(state.params, include_stats=False)
+      logging.info('Starting %s: %d steps on %d devices', workdir, total_steps, mesh.size)
+
+  def train(self, loader, interruption: Interruption) -> None:
+    """Takes the steps that remain. Between two steps the state is saved and evaluated where it is time to."""
+    config = self.config
+    batches = iter(loader)
+    while self.step < self.total_steps:
+      if self.step and self.step % config.checkpoint_every == 0:
+        with interruption.shielded():
+          self.save()
+      if config.eval_every and self.step and self.step % config.eval_every == 0:
+        self.evaluate()
+      started = time.monotonic()
+      batch = meshes.global_batch(self.mesh, next(batches))
+      waited = time.monotonic() - started
+      with interruption.shielded():
+        self.state, metrics = self.step_function(self.state, batch)
+        self.step += 1
+      self.record()  # the step before: fetched while this one runs
+      self.progress.step(waited)
+      if self.step % config.log_every == 0 or self.step == self.total_steps:
+        self.pending = self.step, metrics
+    self.record()
+    with interruption.shielded():
+      self.save(wait=True)
+
+  def finish(self, extra: dict) -> None:
+    """Evaluates the final state, draws the report and writes result.json."""
+    if self.config.eval_every:
+      self.evaluate()
+    if self.config.pictures:
+      self.task.report(self.state, self.workdir)
+    self.writer.result({'steps': self.total_steps, **extra})
+    logging.info('Done: %s', self.workdir / 'result.json')
+
+  def record(self) -> None:
+    """Writes and checks the metrics that are pending."""
+    if self.pending is None:
+      return
+    step, metrics = self.pending
+    self.pending = None
+    metrics = {f'train/{name}': float(value) for name, value in jax.device_get(metrics).items()}
+    shown = ('train/loss', 'train/learning_rate', 'train/grad_norm')
+    logging.info(self.progress.line(step, {name: metrics[name] for name in shown}))
+    self.writer.write(step, metrics | self.progress.rates())
+    self.health.check(step, metrics)
+
+  def save(self, wait: bool = False) -> None:
+    """Saves the state, unless it is saved already."""
+    with self.progress.pause():
+      if self.saved_step != self.step:
+        self.manager.save(self.state)
+        self.saved_step = self.step
+      if wait:
+        self.manager.wait()
+
+  def evaluate(self) -> None:
+    """Scores the state; the pictures of the moment go with it."""
+    self.record()
+    if self.evaluated_step == self.step:
+      return
+    with self.progress.pause():
+      metrics = self.task.evaluate(self.state)
+      self.writer.write(self.step, metrics)
+      self.evaluated_step = self.step
+      scores = ' '.join(f'{name.removeprefix("eval/")}={value:.4g}' for name, value in metrics.items())
+      logging.info('Evaluation at step %d: %s', self.step, scores)
+      if self.config.pictures and self.step < self.total_steps:
+        self.task.report(self.state, self.workdir)
+
+  def close(self) -> None:
+    """Closes what is open, whatever happened."""
+    self.writer.close()

@@ -1,0 +1,7 @@
+"""Tests run on the CPU, as four devices, whatever the machine has: sharding is part of what is tested."""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
