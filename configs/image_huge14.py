@@ -2,7 +2,8 @@
 
   python -m d2v_jax.main --config=configs/image_huge14.py --workdir=runs/image_huge14 --config.data.source=tfds:imagenet2012
 
-500,000 updates of 256 images are 99.9 epochs; the teacher is frozen for the last 40%, as in the released file. Scores of a full run: not measured here.
+500,000 updates of 256 images are 99.9 epochs; the teacher is frozen for the last 40%, as in the released file.
+Scores of a full run: not measured here.
 """
 
 from d2v_jax.config import default_config

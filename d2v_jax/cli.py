@@ -8,12 +8,15 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from logging import WARNING
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from d2v_jax.config import field_names
 from d2v_jax.errors import InputError, RunError
+
+_PACKAGE = os.path.dirname(__file__)
 
 
 def define_config() -> flags.FlagHolder:
@@ -43,6 +46,7 @@ def run(main: Callable[[], None]) -> None:
   """Parses the flags, calls `main()` and exits with the code that its outcome deserves."""
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
+  logging.get_absl_handler().addFilter(_is_ours)
   try:
     _parse_flags()
     main()
@@ -52,6 +56,11 @@ def run(main: Callable[[], None]) -> None:
     _end(1, error)
   except KeyboardInterrupt:
     _end(130, 'interrupted')
+
+
+def _is_ours(record) -> bool:
+  """Whether a log record is for the user: Orbax and Grain tell dozens of details of every save at the same level."""
+  return record.levelno >= WARNING or _PACKAGE in record.pathname or 'parameter_overview' in record.pathname
 
 
 def _parse_flags():

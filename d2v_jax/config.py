@@ -92,7 +92,7 @@ def default_config() -> ConfigDict:
       'loss_scale': 0.0,  # factor on the element losses; 0: 1 / sqrt(embed_dim)
       'regression_loss': 1.0,  # weight of the masked-token loss
       'cls_loss': 0.01,  # weight of the CLS loss, per row of a worker's batch, as the paper's code has it
-      'cls_loss_examples': 16,  # examples in one worker's batch of the recipe: fixes the weight for any batch and device count
+      'cls_loss_examples': 16,  # a worker's batch in the recipe: fixes the weight for any batch and device count
       'mask_noise_std': 0.01,  # of the decoder's input at masked places
       'ema_decay': 0.9998,  # of the teacher, at the start
       'ema_end_decay': 0.99999,
@@ -131,7 +131,7 @@ def default_config() -> ConfigDict:
 
   config.health = ConfigDict(
     {
-      'max_skipped': 20,  # updates in a row skipped for non-finite gradients before the run stops
+      'max_skipped': 20,  # the run stops at the first record after this many updates in a row were skipped (not finite)
       'min_target_std': 0.0,  # stop below this spread of the targets after `grace_steps`; 0: only warn
       'min_pred_std': 0.0,
       'grace_steps': 5000,
@@ -139,7 +139,7 @@ def default_config() -> ConfigDict:
   )
   config.eval = ConfigDict(
     {
-      'features': 'final',  # 'final': mean of the last block's patch tokens; 'layers': all blocks' MLP outputs side by side; 'cls'
+      'features': 'final',  # 'final': last block's patches; 'layers': all blocks' MLP outputs side by side; 'cls'
       'weights': 'student',  # or 'teacher'
       'batch_size': 256,
       'knn_k': 20,
@@ -169,80 +169,82 @@ def differences(one: dict, other: dict) -> dict[str, tuple]:
   return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
 
 
+_CHOICES = {
+  'task': ('pretrain',),
+  'method': ('data2vec2',),
+  'modality': ('image',),
+  'dtype': ('bfloat16', 'float32'),
+  'model.alibi': ('', 'manhattan', 'euclidean'),
+  'model.positions_dtype': ('float32', 'float16'),
+  'decoder.positions': ('', 'masked', 'all'),
+  'schedule.name': ('cosine',),
+  'eval.features': ('final', 'layers', 'cls'),
+  'eval.weights': ('student', 'teacher'),
+}
+_AT_LEAST_ONE = (
+  *('batch_size', 'accumulate_steps', 'log_every', 'checkpoint_every'),
+  *('data.image_size', 'data.prefetch', 'eval.batch_size', 'eval.knn_k', 'health.max_skipped'),
+  *('model.patch_size', 'model.embed_dim', 'model.depth', 'model.num_heads', 'model.mlp_ratio', 'mask.block_size'),
+  *('data2vec2.masks_per_example', 'data2vec2.average_top_k', 'data2vec2.cls_loss_examples', 'data2vec2.ema_anneal_steps'),
+  *('decoder.layers', 'decoder.dim', 'decoder.kernel', 'decoder.groups'),
+)
+_AT_LEAST_ZERO = (
+  *('total_steps', 'total_epochs', 'learning_rate', 'eval_every', 'checkpoint_keep_every'),
+  *('data.workers', 'data.max_unreadable', 'eval.max_train', 'eval.max_test', 'health.grace_steps'),
+  *('model.prenet_depth', 'model.extra_tokens', 'model.alibi_scale', 'model.norm_eps', 'model.init_std', 'mask.adjust'),
+  *('data2vec2.loss_beta', 'data2vec2.loss_scale', 'data2vec2.mask_noise_std', 'data2vec2.cls_loss'),
+  *('optimizer.eps', 'optimizer.weight_decay', 'optimizer.clip_norm'),
+  *('schedule.warmup_steps', 'schedule.min_learning_rate'),
+)
+_FRACTIONS = ('mask.ratio', 'data.holdout', 'data2vec2.ema_decay', 'data2vec2.ema_end_decay')
+_FRACTIONS += ('optimizer.beta1', 'optimizer.beta2')
+_NUMBERS = {'data.crop_area': 2, 'data.crop_aspect': 2, 'data.mean': 3, 'data.std': 3}
+_NORMS = {'data2vec2.target_layer_norms': ('batch', 'instance', 'layer'), 'data2vec2.target_norms': ('layer', 'instance')}
+
+
 def validate(config: ConfigDict) -> None:
   """Raises InputError, naming the field, for values that cannot work in any run."""
   check = _Checker(config)
-  check.choice('task', ('pretrain',))
-  check.choice('method', ('data2vec2',))
-  check.choice('modality', ('image',))
-  check.choice('dtype', ('bfloat16', 'float32'))
-  for name in ('batch_size', 'accumulate_steps', 'log_every', 'checkpoint_every', 'data.image_size', 'model.patch_size'):
+  for name, allowed in _CHOICES.items():
+    check.choice(name, allowed)
+  for name in _AT_LEAST_ONE:
     check.range(name, 1)
-  for name in ('model.embed_dim', 'model.depth', 'model.num_heads', 'model.mlp_ratio', 'mask.block_size', 'eval.batch_size'):
-    check.range(name, 1)
-  for name in (
-    'data2vec2.masks_per_example',
-    'data2vec2.average_top_k',
-    'data2vec2.ema_anneal_steps',
-    'data.prefetch',
-    'eval.knn_k',
-  ):
-    check.range(name, 1)
-  for name in ('decoder.layers', 'decoder.dim', 'decoder.kernel', 'decoder.groups', 'health.max_skipped'):
-    check.range(name, 1)
-  for name in ('total_steps', 'total_epochs', 'eval_every', 'checkpoint_keep_every', 'data.workers', 'data.max_unreadable'):
+  for name in _AT_LEAST_ZERO:
     check.range(name, 0)
-  for name in ('model.prenet_depth', 'model.extra_tokens', 'learning_rate', 'schedule.warmup_steps', 'optimizer.clip_norm'):
-    check.range(name, 0)
-  for name in (
-    'optimizer.weight_decay',
-    'eval.max_train',
-    'eval.max_test',
-    'data2vec2.mask_noise_std',
-    'data2vec2.loss_beta',
-  ):
-    check.range(name, 0)
-  for name in (
-    'mask.ratio',
-    'data.holdout',
-    'data2vec2.ema_decay',
-    'data2vec2.ema_end_decay',
-    'optimizer.beta1',
-    'optimizer.beta2',
-  ):
+  for name in _FRACTIONS:
     check.range(name, 0, 1)
-  check.choice('model.alibi', ('', 'manhattan', 'euclidean'))
-  check.choice('decoder.positions', ('', 'masked', 'all'))
-  check.choice('schedule.name', ('cosine',))
-  check.choice('eval.features', ('final', 'layers', 'cls'))
-  check.choice('eval.weights', ('student', 'teacher'))
-  for name, length in (('data.crop_area', 2), ('data.crop_aspect', 2), ('data.mean', 3), ('data.std', 3)):
+  for name, length in _NUMBERS.items():
     check.numbers(name, length)
-  for name in ('data2vec2.target_layer_norms', 'data2vec2.target_norms'):
+  for name, allowed in _NORMS.items():
     for norm in check.value(name):
-      if norm not in ('batch', 'instance', 'layer'):
-        raise InputError(f"config.{name}: found {norm!r}; allowed are 'batch', 'instance' and 'layer'")
+      if norm not in allowed:
+        raise InputError(f'config.{name}: found {norm!r}; allowed: {", ".join(map(repr, allowed))}')
+  _check_length(config)
+  _check_sizes(config)
 
+
+def _check_length(config):
   if not config.total_steps and not config.total_epochs:
     raise InputError('config.total_steps: 0, and config.total_epochs is 0 too; give one of them')
   if config.total_steps and config.total_epochs:
     raise InputError(
       f'config.total_epochs: {config.total_epochs} beside total_steps {config.total_steps}; give only one of them'
     )
-  model = config.model
+
+
+def _check_sizes(config):
+  """Fields that must fit each other."""
+  model, decoder, method = config.model, config.decoder, config.data2vec2
   if model.embed_dim % model.num_heads:
     raise InputError(f'config.model.num_heads: {model.num_heads} does not divide embed_dim {model.embed_dim}')
   if model.embed_dim % 4:
     raise InputError(f'config.model.embed_dim: {model.embed_dim} is not a multiple of 4, which 2-D positions need')
-  if config.data2vec2.average_top_k > model.depth:
-    raise InputError(
-      f'config.data2vec2.average_top_k: {config.data2vec2.average_top_k} of model.depth {model.depth} main blocks'
-    )
-  decoder = config.decoder
+  if method.average_top_k > model.depth:
+    raise InputError(f'config.data2vec2.average_top_k: {method.average_top_k} of model.depth {model.depth} main blocks')
   for width in (model.embed_dim, decoder.dim):
     if width % decoder.groups:
       raise InputError(f'config.decoder.groups: {decoder.groups} does not divide the width {width}')
-  if config.data2vec2.cls_loss and not model.extra_tokens:
+  if method.cls_loss and not model.extra_tokens:
     raise InputError('config.data2vec2.cls_loss: needs an extra token; set config.model.extra_tokens=1 or cls_loss=0.0')
   if config.eval.features == 'cls' and not model.extra_tokens:
     raise InputError("config.eval.features: 'cls' needs config.model.extra_tokens=1")

@@ -121,7 +121,8 @@ class CheckpointManager:
   def _save_failure(self, error):
     complete = self.steps()
     newest = f'the newest complete one is step {complete[-1]}' if complete else 'there is no complete one'
-    return f'{self.directory}: cannot save a checkpoint ({_first_line(error)}); {newest}. Make room or fix the path, then run again'
+    problem = f'{self.directory}: cannot save a checkpoint ({_first_line(error)})'
+    return f'{problem}; {newest}. Make room or fix the path, then run again'
 
 
 def save_weights(directory: str | os.PathLike, params: dict, teacher: dict | None, config: ConfigDict) -> None:

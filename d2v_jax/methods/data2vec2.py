@@ -38,7 +38,7 @@ class Forward:
 
 @struct.dataclass
 class Moments:
-  """Count, sum and sum of squares, which add up over micro-batches and devices, so that statistics are of the whole batch."""
+  """Count, sum and sum of squares: they add up over micro-batches and devices, so that statistics are of the whole batch."""
 
   count: jax.Array
   total: jax.Array
@@ -122,16 +122,20 @@ class Data2vec2:
       noise: what the decoder sees at masked places, [B, M, T, D].
     """
     apply = lambda tree, method, *args: self.encoder.apply({'params': tree['encoder']}, *args, method=method)
-    local_features = apply(params, 'local_features', inputs)
-    student = apply(params, 'contextualise', local_features, where)
-    decoder_input = self.decoder_input(student.output, where, noise)
-    predictions = self.decoder.apply({'params': params['decoder']}, decoder_input)
+    # The scopes name the parts in profiles and in the compiled program.
+    with jax.named_scope('student'):
+      local_features = apply(params, 'local_features', inputs)
+      student = apply(params, 'contextualise', local_features, where)
+    with jax.named_scope('decoder'):
+      decoder_input = self.decoder_input(student.output, where, noise)
+      predictions = self.decoder.apply({'params': params['decoder']}, decoder_input)
 
-    seen = apply(jax.lax.stop_gradient(teacher_params), '__call__', inputs)
-    layers = seen.blocks if self.options.block_output_targets else seen.mlps
-    extra = self.config.model.extra_tokens
-    layers = [layer[:, extra:] for layer in layers[-self.options.average_top_k :]]
-    target = targets(layers, self.options.target_layer_norms, self.options.target_norms)
+    with jax.named_scope('teacher'):
+      seen = apply(jax.lax.stop_gradient(teacher_params), '__call__', inputs)
+      layers = seen.blocks if self.options.block_output_targets else seen.mlps
+      extra = self.config.model.extra_tokens
+      layers = [layer[:, extra:] for layer in layers[-self.options.average_top_k :]]
+      target = targets(layers, self.options.target_layer_norms, self.options.target_norms)
     predictions = predictions.reshape(*where.mask.shape, -1)
     return Forward(local_features, student, decoder_input, predictions, seen, target)
 
@@ -146,7 +150,7 @@ class Data2vec2:
     return tokens.reshape(-1, *tokens.shape[2:])
 
   def loss_terms(self, forward: Forward, where: Visible, valid: jax.Array) -> dict[str, jax.Array]:
-    """Loss terms summed over the batch, as section 12 sums them; divided by the number of masked tokens they are the objective.
+    """Loss terms summed over the batch as section 12 sums them; over the number of masked tokens they are the objective.
 
     Args:
       forward: the forward pass.

@@ -1,5 +1,6 @@
-"""Model FLOPs: matrix products and convolutions that the method needs, two per multiply-add, a backward pass twice a forward."""
+"""Model FLOPs: the products and convolutions that the method needs, two per multiply-add, a backward pass twice a forward."""
 
+import itertools
 import math
 
 
@@ -22,7 +23,7 @@ def data2vec2(config, num_tokens: int, num_visible: int, grid_rank: int) -> dict
 
   widths = [model.embed_dim] + [decoder.dim] * decoder.layers
   taps = decoder.kernel**grid_rank
-  convolutions = sum(2 * taps * math.prod(pair) / decoder.groups for pair in zip(widths, widths[1:]))
+  convolutions = sum(2 * taps * math.prod(pair) / decoder.groups for pair in itertools.pairwise(widths))
   projection = 2 * decoder.dim * model.embed_dim
   return {
     'teacher': patch + blocks(num_tokens + model.extra_tokens),

@@ -1,4 +1,4 @@
-"""What the student predicts: normalised averages of the teacher's top layers (`docs/algorithm.md`, section 11). All float32."""
+"""What the student predicts: normalised averages of the teacher's top layers (`docs/algorithm.md`, section 11). Float32."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ NORM_AXES = {'batch': (0, 1), 'instance': (1,), 'layer': (2,)}
 
 
 def normalise(x: jax.Array, norm: str) -> jax.Array:
-  """Zero mean and unit variance (biased, eps 1e-5) of [B, T, D]: over tokens ('instance'), channels ('layer') or both first axes."""
+  """Standardises [B, T, D] (biased variance, eps 1e-5) over the axes of `norm`."""
   mean = x.mean(NORM_AXES[norm], keepdims=True)
   variance = jnp.square(x - mean).mean(NORM_AXES[norm], keepdims=True)
   return (x - mean) * jax.lax.rsqrt(variance + 1e-5)

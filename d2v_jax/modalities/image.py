@@ -1,4 +1,4 @@
-"""Images: non-overlapping patches, fixed 2-D sine-cosine positions, block masks (`docs/algorithm.md`, sections 4.2 and 6.2)."""
+"""Images: patches, fixed 2-D sine-cosine positions, block masks (`docs/algorithm.md`, sections 4.2 and 6.2)."""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -8,7 +8,7 @@ from d2v_jax.nn.normalization import layer_norm
 
 
 class ConvDecoder(nn.Module):
-  """Convolutions on the token grid, each followed by a layer norm without parameters, GELU and, where widths agree, a residual.
+  """Convolutions on the token grid, each followed by a layer norm without parameters, GELU and, if widths agree, a residual.
 
   `__call__(x [rows, T, width]) -> predictions [rows, T, width]`; the grid may be a line or a rectangle.
   """

@@ -1,4 +1,4 @@
-"""Where tokens stand: sine-cosine tables and ALiBi biases (`docs/algorithm.md`, sections 4 and 5). NumPy: they are constants."""
+"""Where tokens stand: sine-cosine tables and ALiBi biases (`docs/algorithm.md`, sections 4, 5). NumPy: they are constants."""
 
 import math
 
@@ -33,7 +33,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def alibi_bias(num_heads: int, grid: tuple[int, ...], distance: str = 'manhattan') -> np.ndarray:
-  """Attention bias -slope * distance between tokens, float32 [num_heads, T, T], for tokens on a row-major grid of any rank."""
+  """Attention bias -slope * distance between tokens, float32 [num_heads, T, T], on a row-major grid of any rank."""
   coordinates = np.stack(np.unravel_index(np.arange(math.prod(grid)), grid), axis=-1)
   offsets = np.abs(coordinates[:, None] - coordinates[None]).astype(np.float64)
   distances = offsets.sum(-1) if distance == 'manhattan' else np.sqrt((offsets**2).sum(-1))

@@ -8,15 +8,19 @@ from d2v_jax.errors import RunError
 
 # A loss this many times the first one is not noise.
 EXPLODED = 10.0
+# The spread of a constant is 1e-3 (the root of the 1e-6 under it).
+CONSTANT = 2e-3
 
 
 class Health:
   """Watches the metrics of a run; call `check` with each record."""
 
-  def __init__(self, config):
+  def __init__(self, config, step: int = 0, skipped: int = 0):
+    """Starts at update `step`, `skipped` of which were skipped before."""
     self._config = config
     self._first_loss = None
-    self._skipped = 0.0
+    self._step, self._skipped = step, skipped
+    self._skipped_in_a_row = 0
     self._warned = set()
 
   def check(self, step: int, metrics: dict[str, float]) -> None:
@@ -32,10 +36,13 @@ class Health:
   def _check_divergence(self, step, metrics):
     options = self._config.health
     advice = f'lower config.learning_rate (now {self._config.learning_rate:g}) or lengthen config.schedule.warmup_steps'
-    skipped = metrics['train/skipped_updates'] - self._skipped
-    self._skipped = metrics['train/skipped_updates']
-    if skipped >= min(options.max_skipped, self._config.log_every) and not math.isfinite(metrics['train/loss']):
-      raise RunError(f'step {step}: the last {skipped:.0f} updates were skipped for non-finite gradients; {advice}')
+    steps, skipped = step - self._step, int(metrics['train/skipped_updates']) - self._skipped
+    self._step, self._skipped = step, self._skipped + skipped
+    self._skipped_in_a_row = self._skipped_in_a_row + skipped if skipped == steps else 0
+    if self._skipped_in_a_row >= options.max_skipped:
+      raise RunError(
+        f'step {step}: the last {self._skipped_in_a_row} updates were skipped for non-finite gradients; {advice}'
+      )
     if skipped:
       logging.warning('Step %d: %d updates skipped since the last record for non-finite gradients', step, skipped)
     loss = metrics['train/loss']
@@ -60,7 +67,7 @@ class Health:
     if metrics.get('train/pred_std', 1.0) < 0.01:
       self._warn('pred_std', 'Step %d: predictions have nearly no spread (%.3g); %s', step, metrics, advice)
     for name, value in metrics.items():
-      if name.startswith('train/spread/') and value < 1e-3:
+      if name.startswith('train/spread/') and value < CONSTANT:
         label = name.removeprefix('train/')
         self._warn(label, f'Step %d: {label} is only %.3g: this part has collapsed to a constant; %s', step, metrics, advice)
     if metrics.get('train/mse', 0.0) >= metrics.get('train/target_content', math.inf):

@@ -5,7 +5,7 @@ import signal
 
 
 class Interrupted(BaseException):
-  """Raised in the main thread by the first signal; `code` is the exit code. Not an Exception, so that nothing swallows it."""
+  """Raised in the main thread by the first signal; `code` is the exit code. No Exception, so that nothing swallows it."""
 
   def __init__(self, signum: int):
     super().__init__(signal.Signals(signum).name)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jax
+import optax
 from absl import logging
 from clu import parameter_overview
 
@@ -106,7 +107,7 @@ class Run:
     self.saved_step = self.step if resumed else None
     self.pending = None  # (step, metrics) of the last record, still on the device
     self.evaluated_step = None
-    self.health = Health(config)
+    self.health = Health(config, self.step, self.step - int(optax.tree.get(state.opt_state, 'count')))
     self.writer = MetricsWriter(workdir, resume_step=self.step if resumed else None)
     flops = config.batch_size * sum(task.objective.flops_per_example().values())
     self.progress = Progress(total_steps, self.step, config.batch_size, flops)

@@ -73,17 +73,17 @@ def train_step(objective, config, total_steps: int, state: TrainState, batch: di
   gradient, sums = gradients(objective, config, state, batch)
   norm = optax.global_norm(gradient)
   rate = schedules.learning_rate(config, total_steps)(state.step)
-  optimizer = optimizers.build(config)
-  updates, opt_state = optimizer.update(
-    optimizers.clip(gradient, norm, config.optimizer.clip_norm), state.opt_state, state.params
-  )
-  params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
   step = state.step + 1
-  teacher = objective.update_teacher(state.teacher, params, step)
+  with jax.named_scope('optimizer'):
+    optimizer = optimizers.build(config)
+    clipped = optimizers.clip(gradient, norm, config.optimizer.clip_norm)
+    updates, opt_state = optimizer.update(clipped, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    teacher = objective.update_teacher(state.teacher, params, step)
 
-  finite = jnp.isfinite(norm)
-  keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-  new = TrainState(step, keep(params, state.params), keep(teacher, state.teacher), keep(opt_state, state.opt_state))
+    finite = jnp.isfinite(norm)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    new = TrainState(step, keep(params, state.params), keep(teacher, state.teacher), keep(opt_state, state.opt_state))
   metrics = {
     **objective.metrics(sums, step),
     'learning_rate': rate,
