@@ -26,7 +26,7 @@ def read(path) -> tuple[dict, dict | None, object]:
 
 
 def matching(path, params: dict, teacher: dict) -> tuple[dict, dict]:
-  """Reads weights to start a training from: (params, teacher) with the names and shapes of those given.
+  """Reads weights to train or evaluate: (params, teacher) with the names and shapes of those given.
 
   A file without teacher gives a teacher that copies the student.
 
@@ -36,7 +36,7 @@ def matching(path, params: dict, teacher: dict) -> tuple[dict, dict]:
   found, found_teacher, _ = read(path)
   _check(path, found, params)
   if found_teacher is None:
-    logging.info('config.init_from: %s has no teacher; it starts as a copy of the student', path)
+    logging.info("%s has no teacher; the student's weights are taken", path)
     found_teacher = {name: found[name] for name in teacher}
   _check(path, found_teacher, teacher)
   return copy(found), copy(found_teacher)
@@ -50,6 +50,6 @@ def _check(path, found, expected):
   for name in sorted(found.keys() | expected.keys()):
     if found.get(name) != expected.get(name):
       raise InputError(
-        f'config.init_from: {path}: {name} is {found.get(name, "missing")} there, {expected.get(name, "not used")} in this '
-        'config; use the model settings of the checkpoint'
+        f'{path}: {name} is {found.get(name, "missing")} there, {expected.get(name, "not used")} in this config; '
+        'use the model settings of the checkpoint'
       )

@@ -59,6 +59,16 @@ def open_folder(place: str, split: str) -> FolderSource:
   return _scan(test_root, _class_names(train_root) if train_root else None)
 
 
+def open_files(path: Path) -> FolderSource:
+  """Opens one image file, or all of them below a directory at any depth, sorted, without labels. Raises InputError."""
+  if path.is_file():
+    return FolderSource(path.parent, [os.fsencode(path.name)], [-1], ())
+  files = sorted(_images(directory('folder', str(path)), recurse=True))
+  if not files:
+    raise InputError(f'{path.absolute()} holds no images ({", ".join(EXTENSIONS)})')
+  return FolderSource(path, files, [-1] * len(files), ())
+
+
 def _part(root: Path, split: str) -> Path | None:
   return next((root / name for name in SPLIT_NAMES[split] if (root / name).is_dir()), None)
 

@@ -18,6 +18,7 @@ from d2v_jax.errors import InputError
 from d2v_jax.evaluate.knn import knn_accuracy, nearest_neighbours
 from d2v_jax.evaluate.linear_probe import linear_probe
 from d2v_jax.evaluate.whitening import fit_whitening
+from d2v_jax.report.progress import reported
 
 _PIXEL_SIDE = 32
 
@@ -118,7 +119,9 @@ class FeatureEvaluator:
     source, indices = self._parts[part]
     features, labels, usable = {kind: [] for kind in extractors}, [], []
     pending = {}
-    for batch in eval_batches(self._config, source, indices, self._config.eval.batch_size):
+    size = self._config.eval.batch_size
+    batches = eval_batches(self._config, source, indices, size)
+    for batch in reported(batches, -(-len(indices) // size), f'evaluation, batches of the {part} part'):
       # Fetched one batch late, so that the device works while the host decodes.
       computed = {kind: extract(batch['image']) for kind, extract in extractors.items()}
       for kind, array in pending.items():

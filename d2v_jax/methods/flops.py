@@ -1,4 +1,4 @@
-"""Model FLOPs: the products and convolutions that the method needs, two per multiply-add, a backward pass twice a forward."""
+"""Model FLOPs: the products and convolutions that a method needs, 2 per multiply-add, backward twice forward."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""From raw input to contextualised tokens: a modality's front end, then the shared transformer (`docs/algorithm.md`, section 4)."""
+"""Raw input to contextualised tokens: a modality's front end, then the shared transformer (`docs/algorithm.md`, 4)."""
 
 import dataclasses
 from collections.abc import Callable

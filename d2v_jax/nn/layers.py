@@ -12,7 +12,7 @@ from d2v_jax.nn.normalization import layer_norm
 
 
 def fan_in_uniform(fan_in: int):
-  """Initialiser U(-b, b) with b = 1 / sqrt(fan_in): PyTorch's default for weights *and biases* of linears and convolutions."""
+  """Initialiser U(-b, b) with b = 1 / sqrt(fan_in): PyTorch's default for weights *and biases*."""
   bound = fan_in**-0.5
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -32,7 +32,7 @@ class Dense(nn.Module):
 
 
 class Convolution(nn.Module):
-  """Convolution over all axes between rows and channels, zero padded to keep the shape; `kernel` is [*k, in / groups, out]."""
+  """Convolution over all axes between rows and channels, zero padded to keep the grid; kernel [*k, in / groups, out]."""
 
   features: int
   kernel_size: tuple[int, ...]

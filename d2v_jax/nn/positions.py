@@ -1,4 +1,4 @@
-"""Where tokens stand: sine-cosine tables and ALiBi biases (`docs/algorithm.md`, sections 4, 5). NumPy: they are constants."""
+"""Where tokens stand: sine-cosine tables and ALiBi biases (`docs/algorithm.md`, 4 and 5). NumPy: constants."""
 
 import math
 

@@ -6,6 +6,7 @@ import re
 import time
 
 import jax
+from absl import logging
 
 # Peak dense bfloat16 FLOP/s of one JAX device, by a pattern of its `device_kind`; the first match counts. From the
 # makers' data sheets, without sparsity. A TPU v2 or v3 device is one of the two cores of a chip. V100: float16.
@@ -136,6 +137,18 @@ class Progress:
       parts.append(f'waiting for data {100 * rates["train/data_wait"]:.0f}%')
     shown = {name.removeprefix('train/'): value for name, value in metrics.items() if name not in rates}
     return ' | '.join(parts + [' '.join(f'{name}={value:.4g}' for name, value in shown.items())]).removesuffix(' | ')
+
+
+def reported(items, total: int, what: str, every_seconds: float = 10.0, clock=time.monotonic):
+  """Yields items (`total` of them) and logs from time to time how many are done and how long the rest will take."""
+  start = last = clock()
+  for done, item in enumerate(items, 1):
+    yield item
+    now = clock()
+    if now - last >= every_seconds and done < total:
+      last = now
+      eta = format_duration((now - start) / done * (total - done))
+      logging.info('%s: %d/%d (%.0f%%) | ETA %s', what, done, total, 100 * done / total, eta)
 
 
 def format_duration(seconds: float) -> str:

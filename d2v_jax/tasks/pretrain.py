@@ -40,11 +40,16 @@ class Pretrain:
     """Builds the method; with config.eval_every also opens the evaluation data, so that what is missing shows at once."""
     self._config = config
     self._source = train_source
-    self.objective = METHODS[config.method](config)
+    self.objective = self.objective_of(config)
     self._evaluator = None
     if config.eval_every:
       test_source = open_source(config, 'test')
       self._evaluator = FeatureEvaluator(config, self._features, train_source, test_source, self._untrained)
+
+  @staticmethod
+  def objective_of(config):
+    """What the train step optimises, without data."""
+    return METHODS[config.method](config)
 
   def evaluate(self, state: TrainState) -> dict[str, float]:
     """Scores of frozen features by kNN and linear probe, beside raw pixels and the untrained network."""

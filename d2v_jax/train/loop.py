@@ -1,7 +1,6 @@
 """The training loop, for every task: it knows states, batches and metrics, and nothing of modalities."""
 
 import contextlib
-import functools
 import math
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from d2v_jax.tasks import TASKS
 from d2v_jax.train.health import Health
 from d2v_jax.train.interruption import Interrupted, Interruption
 from d2v_jax.train.state import TrainState
-from d2v_jax.train.step import init_state, train_step
+from d2v_jax.train.step import abstract_state, sharded_init, sharded_step
 from d2v_jax.train.workdir import open_workdir
 
 
@@ -71,21 +70,15 @@ def resolve_steps(config, num_examples: int) -> int:
 
 
 def initial_state(objective, config, mesh, manager) -> tuple[TrainState, bool]:
-  """The newest checkpoint's state, or a fresh one (from config.init_from where given); and whether it was a checkpoint.
-
-  Every array is born on the devices it belongs to.
-  """
-  initialise = functools.partial(init_state, objective, config)
-  key = jax.random.key(config.seed)
-  shapes = jax.eval_shape(initialise, key)
-  shardings = meshes.state_shardings(mesh, shapes)
-  describe = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-  state = manager.restore_latest(jax.tree.map(describe, shapes, shardings))
+  """The newest checkpoint's state, or a fresh one (from config.init_from where given); and whether it was a checkpoint."""
+  expected = abstract_state(objective, config, mesh)
+  state = manager.restore_latest(expected)
   if state is not None:
     return state, True
-  state = jax.jit(initialise, out_shardings=shardings)(key)
+  state = sharded_init(objective, config, mesh)
   if config.init_from:
     params, teacher = weights.matching(config.init_from, state.params, state.teacher)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, expected)
     state = state.replace(
       params=jax.device_put(params, shardings.params), teacher=jax.device_put(teacher, shardings.teacher)
     )
@@ -111,13 +104,7 @@ class Run:
     self.writer = MetricsWriter(workdir, resume_step=self.step if resumed else None)
     flops = config.batch_size * sum(task.objective.flops_per_example().values())
     self.progress = Progress(total_steps, self.step, config.batch_size, flops)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    self.step_function = jax.jit(
-      functools.partial(train_step, task.objective, config, total_steps),
-      donate_argnums=0,
-      in_shardings=(shardings, meshes.batch_sharding(mesh)),
-      out_shardings=(shardings, meshes.replicated(mesh)),
-    )
+    self.step_function = sharded_step(task.objective, config, total_steps, mesh)
     if resumed:
       logging.info('Resuming %s at step %d of %d', workdir, self.step, total_steps)
     else:

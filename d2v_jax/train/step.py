@@ -1,22 +1,50 @@
 """The train step: gradient, clipping, AdamW and teacher update in one jit, for every objective."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from d2v_jax.parallel import mesh as meshes
 from d2v_jax.train import optimizer as optimizers
 from d2v_jax.train import schedules
 from d2v_jax.train.state import TrainState
 
 
 def init_state(objective, config, key: jax.Array) -> TrainState:
-  """A fresh state; jit it with the shardings of its result so that every array is born where it belongs."""
+  """A fresh state."""
   params = objective.init(key)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     teacher=objective.init_teacher(params),
     opt_state=optimizers.build(config).init(params),
+  )
+
+
+def abstract_state(objective, config, mesh) -> TrainState:
+  """Shapes, dtypes and shardings of the state on a mesh, as jax.ShapeDtypeStruct: nothing is computed."""
+  shapes = jax.eval_shape(functools.partial(init_state, objective, config), jax.random.key(0))
+  describe = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  return jax.tree.map(describe, shapes, meshes.state_shardings(mesh, shapes))
+
+
+def sharded_init(objective, config, mesh) -> TrainState:
+  """A fresh state from config.seed, every array born on the devices it belongs to."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, config, mesh))
+  initialise = functools.partial(init_state, objective, config)
+  return jax.jit(initialise, out_shardings=shardings)(jax.random.key(config.seed))
+
+
+def sharded_step(objective, config, total_steps: int, mesh):
+  """`train_step` as one jitted function (state, batch) -> (state, metrics) on a mesh; the state given is donated."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, config, mesh))
+  return jax.jit(
+    functools.partial(train_step, objective, config, total_steps),
+    donate_argnums=0,
+    in_shardings=(shardings, meshes.batch_sharding(mesh)),
+    out_shardings=(shardings, meshes.replicated(mesh)),
   )
 
 

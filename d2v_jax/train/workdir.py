@@ -1,5 +1,7 @@
 """The folder of a run: writable, of this config and no other."""
 
+import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -21,18 +23,31 @@ def open_workdir(path: str | os.PathLike, config) -> Path:
   Raises:
     InputError: the folder cannot be written, or belongs to a run with another config.
   """
+  path = make_folder(path)
+  _compare(path / 'config.json', config)
+  if jax.process_index() == 0:
+    text = json.dumps(configs.to_dict(config), indent=2) + '\n'
+    with _naming_workdir(path):
+      write_atomically(path / 'config.json', text.encode())
+  return path
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+  """Creates the folder where it is missing; raises InputError when it cannot be written."""
   path = Path(path)
-  try:
+  with _naming_workdir(path):
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK | os.X_OK):
-      raise PermissionError(13, 'Permission denied')
-    _compare(path / 'config.json', config)
-    if jax.process_index() == 0:
-      text = json.dumps(configs.to_dict(config), indent=2) + '\n'
-      write_atomically(path / 'config.json', text.encode())
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+  return path
+
+
+@contextlib.contextmanager
+def _naming_workdir(path):
+  try:
+    yield
   except OSError as error:
     raise InputError(f'--workdir: cannot write {path} ({error.strerror}); give a folder that you may write') from error
-  return path
 
 
 def _compare(file, config):

@@ -1,0 +1,172 @@
+"""`python -m d2v_jax.benchmark --config=configs/NAME.py [--steps=N]`: how fast this machine trains the config.
+
+Runs the real train step on random images and prints what it measured, then one JSON object on the last line: step time
+(median, fastest, slowest), examples per second, model FLOP/s and, where the device is known, MFU; peak memory; compile time;
+and the input pipeline alone. The pipeline reads `config.data.source` where that can be opened; else JPEG files of 400 x 500
+pixels made on the spot. Compare two programs as ratios of runs in turns on one machine (`benchmarks/compare.py`).
+"""
+
+import io
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+
+from absl import flags, logging
+
+from d2v_jax import cli
+
+_CONFIG = cli.define_config()
+_STEPS = flags.DEFINE_integer('steps', 10, 'Train steps that are timed, after two that are not.')
+_PIPELINE_SECONDS = flags.DEFINE_float('pipeline_seconds', 10.0, 'How long the input pipeline is timed; 0: not at all.')
+
+
+def time_steps(config, steps: int) -> dict:
+  """Times the train step of a config on all devices; see the module's docstring for what is returned."""
+  import jax
+  import numpy as np
+
+  from d2v_jax.parallel import mesh as meshes
+  from d2v_jax.report.progress import peak_flops
+  from d2v_jax.tasks import TASKS
+  from d2v_jax.train.step import abstract_state, sharded_init, sharded_step
+
+  mesh = meshes.build(config)
+  objective = TASKS[config.task].objective_of(config)
+  rng = np.random.default_rng(0)
+  rows = config.batch_size // jax.process_count()
+  images = rng.integers(0, 256, (rows, *objective.modality.example), np.uint8)
+  batch = meshes.global_batch(mesh, {'image': images, 'valid': np.ones(rows, bool)})
+
+  start = time.perf_counter()
+  lowered = sharded_step(objective, config, max(config.total_steps, 1), mesh).lower(
+    abstract_state(objective, config, mesh), batch
+  )
+  traced = time.perf_counter()
+  compiled = lowered.compile()
+  compile_seconds = time.perf_counter() - traced
+
+  state = sharded_init(objective, config, mesh)
+  seconds = []
+  for _ in range(steps + 2):
+    start_step = time.perf_counter()
+    state, metrics = compiled(state, batch)
+    loss = float(metrics['loss'])  # waits for the step
+    seconds.append(time.perf_counter() - start_step)
+  seconds = seconds[2:]
+  median = statistics.median(seconds)
+  flops = config.batch_size * sum(objective.flops_per_example().values())
+  peaks = [peak_flops(device) for device in mesh.devices.flat]
+  return {
+    'step_seconds': median,
+    'step_seconds_min': min(seconds),
+    'step_seconds_max': max(seconds),
+    'examples_per_second': config.batch_size / median,
+    'model_flops_per_step': flops,
+    'model_flops_per_second': flops / median,
+    'mfu': None if None in peaks else flops / median / sum(peaks),
+    'loss': loss,
+    'trace_seconds': traced - start,
+    'compile_seconds': compile_seconds,
+    'peak_memory_bytes': _peak_memory(mesh.devices.flat[0]),
+    'device': mesh.devices.flat[0].device_kind,
+    'devices': mesh.size,
+  }
+
+
+def _peak_memory(device) -> int:
+  """Of the device where it tells, else of this process."""
+  stats = device.memory_stats() or {}
+  return stats.get('peak_bytes_in_use') or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def time_pipeline(config, seconds: float) -> dict:
+  """Times the loader alone, decoding and augmenting with at most as many workers as there are cores."""
+  from d2v_jax.data.loader import TrainLoader
+  from d2v_jax.data.sources import open_source
+  from d2v_jax.errors import InputError
+
+  try:
+    source, origin = open_source(config, 'train'), config.data.source
+  except InputError as error:
+    logging.info('The pipeline is timed on generated JPEG files, since: %s', error)
+    source, origin = _Photographs(), 'generated JPEG files, 400 x 500 pixels'
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  config.data.workers = min(config.data.workers, cores)
+  with TrainLoader(config, source, 0) as loader:
+    next(loader)  # starting the workers is not counted
+    start, batches = time.perf_counter(), 0
+    while batches < 2 or time.perf_counter() - start < seconds:
+      next(loader)
+      batches += 1
+    rate = batches * config.batch_size / (time.perf_counter() - start)
+  return {
+    'pipeline_source': origin,
+    'pipeline_examples_per_second': rate,
+    'pipeline_examples_per_second_per_core': rate / cores,
+    'pipeline_workers': config.data.workers,
+    'cores': cores,
+  }
+
+
+class _Photographs:
+  """A source of 64 different JPEG files with the size and about the bytes of ImageNet's."""
+
+  classes = ()
+
+  def __init__(self):
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    self._files = []
+    for _ in range(64):
+      coarse = Image.fromarray(rng.integers(0, 256, (50, 40, 3), np.uint8)).resize((400, 500), Image.Resampling.BICUBIC)
+      noisy = np.asarray(coarse) + rng.normal(0, 4, (500, 400, 3))
+      file = io.BytesIO()
+      Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, 'jpeg', quality=90)
+      self._files.append(file.getvalue())
+
+  def __len__(self):
+    return 1_000_000
+
+  def read(self, index: int) -> dict:
+    return {'image': self._files[index % len(self._files)], 'label': -1}
+
+  def name(self, index: int) -> str:
+    return f'photograph {index}'
+
+
+def main() -> None:
+  """The command; see the module's docstring."""
+  config = cli.config_of(_CONFIG)
+  import jax
+  import jaxlib
+
+  from d2v_jax import config as configs
+  from d2v_jax.errors import InputError
+  from d2v_jax.parallel import processes
+
+  if _STEPS.value < 1:
+    raise InputError(f'--steps: found {_STEPS.value}; at least 1 is needed')
+  processes.initialize()
+  configs.validate(config)
+  result = time_steps(config, _STEPS.value)
+  if _PIPELINE_SECONDS.value:
+    result |= time_pipeline(config, _PIPELINE_SECONDS.value)
+  result |= {
+    'batch_size': config.batch_size,
+    'dtype': config.dtype,
+    'jax': jax.__version__,
+    'jaxlib': jaxlib.__version__,
+    'python': platform.python_version(),
+  }
+  for name, value in result.items():
+    print(f'{name:>40}  {value:.5g}' if isinstance(value, float) else f'{name:>40}  {value}')
+  print(json.dumps(result))
+
+
+if __name__ == '__main__':
+  cli.run(main)
