@@ -1,6 +1,8 @@
-"""Installs the package: `pip install -e .` plus one of the extras `tpu`, `cuda`, `tensorflow`, `dev`."""
+"""Installs the package: `pip install -e .` plus any of the extras `tpu`, `cuda`, `tensorflow`, `tfds`, `dev`."""
 
 from setuptools import find_packages, setup
+
+TFDS = ['tensorflow-datasets>=4.9.9', 'array_record>=0.5', 'importlib_resources']
 
 setup(
   name='d2v_jax',
@@ -26,8 +28,9 @@ setup(
   extras_require={
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda': ['jax[cuda12]>=0.10.2'],
-    'tensorflow': ['tensorflow>=2.16'],
-    'tfds': ['tensorflow-datasets>=4.9.9', 'array_record>=0.5', 'importlib_resources'],
-    'dev': ['pytest>=8', 'ruff>=0.9', 'scikit-learn>=1.5'],
+    # TensorFlow is needed for nothing but TensorBoard events by clu's writer, and to prepare datasets with TFDS.
+    'tensorflow': ['tensorflow>=2.16', 'tensorboard>=2.16', *TFDS],
+    'tfds': TFDS,
+    'dev': ['pytest>=8', 'ruff>=0.9', 'scikit-learn>=1.5', *TFDS],
   },
 )
