@@ -23,6 +23,7 @@ def main() -> None:
   from d2v_jax.checkpoints import weights
   from d2v_jax.data.sources import open_source
   from d2v_jax.parallel import mesh, processes
+  from d2v_jax.report.progress import format_scores
   from d2v_jax.report.writers import write_atomically
   from d2v_jax.tasks import TASKS
   from d2v_jax.train.step import abstract_state
@@ -41,6 +42,7 @@ def main() -> None:
   write_atomically(workdir / 'evaluation.json', f'{text}\n'.encode())
   if config.pictures:
     task.report(state, workdir)
+  print(format_scores(scores))
   print(text)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-MAX_DIMENSIONS = 256
+MAX_DIMENSIONS = 512
 _ROWS = 4096  # rows on the device at a time
 _ITERATIONS = 10
 _EXAMPLES_PER_DIRECTION = 8

@@ -151,6 +151,22 @@ def reported(items, total: int, what: str, every_seconds: float = 10.0, clock=ti
       logging.info('%s: %d/%d (%.0f%%) | ETA %s', what, done, total, 100 * done / total, eta)
 
 
+def format_scores(metrics: dict[str, float]) -> str:
+  """Lays out scores named eval/SCORE/KIND as a table, a row for each score and a column for each kind; others in a line."""
+  table, rest = {}, []
+  for name, value in metrics.items():
+    score, _, kind = name.removeprefix('eval/').partition('/')
+    if kind:
+      table.setdefault(score, {})[kind] = value
+    else:
+      rest.append(f'{score}={value:.4g}')
+  kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
+  lines = [' ' * 14 + ''.join(f'{kind:>12}' for kind in kinds)] if kinds else []
+  for score, row in table.items():
+    lines.append(f'{score:14}' + ''.join(f'{row[kind]:12.4f}' if kind in row else ' ' * 12 for kind in kinds))
+  return '\n'.join(lines + ([' '.join(rest)] if rest else []))
+
+
 def format_duration(seconds: float) -> str:
   """Writes seconds as `42s`, `3m05s`, `2h07m` or `4d03h`; `?` when not finite."""
   if not math.isfinite(seconds):

@@ -17,7 +17,7 @@ from d2v_jax.data.loader import TrainLoader
 from d2v_jax.data.sources import open_source
 from d2v_jax.errors import InputError
 from d2v_jax.parallel import mesh as meshes
-from d2v_jax.report.progress import Progress
+from d2v_jax.report.progress import Progress, format_scores
 from d2v_jax.report.writers import MetricsWriter
 from d2v_jax.tasks import TASKS
 from d2v_jax.train.health import Health
@@ -174,8 +174,7 @@ class Run:
       metrics = self.task.evaluate(self.state)
       self.writer.write(self.step, metrics)
       self.evaluated_step = self.step
-      scores = ' '.join(f'{name.removeprefix("eval/")}={value:.4g}' for name, value in metrics.items())
-      logging.info('Evaluation at step %d: %s', self.step, scores)
+      logging.info('Evaluation at step %d:\n%s', self.step, format_scores(metrics))
       if self.config.pictures and self.step < self.total_steps:
         self.task.report(self.state, self.workdir)
 

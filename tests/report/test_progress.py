@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from d2v_jax.report.progress import Progress, format_duration, peak_flops
+from d2v_jax.report.progress import Progress, format_duration, format_scores, peak_flops
 
 
 class Clock:
@@ -123,3 +123,13 @@ def test_peak_flops(kind, teraflops):
 )
 def test_format_duration(seconds, text):
   assert format_duration(seconds) == text
+
+
+def test_scores_are_a_table():
+  scores = {'eval/knn/accuracy': 0.75, 'eval/knn/pixels': 0.5, 'eval/linear_probe/accuracy': 0.625, 'eval/unreadable': 3}
+  assert format_scores(scores).splitlines() == [
+    '                  accuracy      pixels',
+    'knn                 0.7500      0.5000',
+    'linear_probe        0.6250            ',
+    'unreadable=3',
+  ]
