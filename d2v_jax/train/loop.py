@@ -115,6 +115,7 @@ class Run:
     """Takes the steps that remain. Between two steps the state is saved and evaluated where it is time to."""
     config = self.config
     batches = iter(loader)
+    previous = ()
     while self.step < self.total_steps:
       if self.step and self.step % config.checkpoint_every == 0:
         with interruption.shielded():
@@ -127,7 +128,10 @@ class Run:
       with interruption.shielded():
         self.state, metrics = self.step_function(self.state, batch)
         self.step += 1
-      self.record()  # the step before: fetched while this one runs
+      # While this step runs the host waits for the one before: it never gets further ahead, and its clock stays true.
+      jax.block_until_ready(previous)
+      previous = metrics['loss']
+      self.record()
       self.progress.step(waited)
       if self.step % config.log_every == 0 or self.step == self.total_steps:
         self.pending = self.step, metrics
@@ -158,6 +162,7 @@ class Run:
 
   def save(self, wait: bool = False) -> None:
     """Saves the state, unless it is saved already."""
+    jax.block_until_ready(self.state)  # the rest of a step is no pause
     with self.progress.pause():
       if self.saved_step != self.step:
         self.manager.save(self.state)
@@ -170,6 +175,7 @@ class Run:
     self.record()
     if self.evaluated_step == self.step:
       return
+    jax.block_until_ready(self.state)
     with self.progress.pause():
       metrics = self.task.evaluate(self.state)
       self.writer.write(self.step, metrics)
