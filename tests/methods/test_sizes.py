@@ -1,0 +1,66 @@
+"""How large the released models are, and what a step of them costs (`docs/algorithm.md`, section 20)."""
+
+import importlib.util
+import math
+
+import jax
+import pytest
+
+from d2v_jax.methods.data2vec2 import Data2vec2
+from tests.train.tiny import ROOT, get_config
+
+PARAMETERS = {
+  'image_base': (590_592, 12 * 7_087_872, 2_585_856, 88_233_216),
+  'image_large': (787_456, 24 * 12_596_224, 5_967_872, 309_067_776),
+  'image_huge': (984_320, 32 * 19_677_440, 6_639_872, 637_306_112),
+  'image_huge14': (753_920, 32 * 19_677_440, 6_639_872, 637_075_712),
+}
+
+
+def method_of(name):
+  spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return Data2vec2(module.get_config())
+
+
+def count(tree):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_parameters_of_the_released_models(name):
+  method = method_of(name)
+  params = jax.eval_shape(method.init, jax.random.key(0))
+  patches, blocks, decoder, total = PARAMETERS[name]
+  encoder = params['encoder']
+  assert count(encoder['local_encoder']) == patches
+  assert sum(count(encoder[part]) for part in encoder if part.startswith(('block_', 'prenet_'))) == blocks
+  assert count(params['decoder']) == decoder
+  assert count(params) == total
+  teacher = jax.eval_shape(method.init_teacher, params)
+  assert count(teacher) == total - decoder
+  assert all(leaf.dtype == 'float32' for leaf in jax.tree.leaves((params, teacher)))
+
+
+def test_flops_of_the_base_model():
+  parts = method_of('image_base').flops_per_example()
+  assert set(parts) == {'teacher', 'student', 'decoder'}
+  assert sum(parts.values()) == pytest.approx(413.1e9, rel=0.005)
+
+
+def test_flops_are_those_of_the_compiled_step():
+  """The compiler's own count of a step whose matrices are large against everything elementwise.
+
+  On CPU the convolution also computes what it throws away at the border; a kernel of 1 has none.
+  """
+  config = get_config()
+  config.model.update(embed_dim=512, num_heads=1)
+  config.decoder.update(dim=256, groups=2, kernel=1, layers=2)
+  method = Data2vec2(config)
+  params = jax.eval_shape(method.init, jax.random.key(0))
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+  batch = {'image': jax.ShapeDtypeStruct((2, 16, 16, 3), 'uint8'), 'valid': jax.ShapeDtypeStruct((2,), bool)}
+  gradient = jax.jit(jax.grad(method.loss, has_aux=True))
+  found = gradient.lower(params, {'encoder': params['encoder']}, batch, keys).cost_analysis()['flops']
+  assert found == pytest.approx(2 * sum(method.flops_per_example().values()), rel=0.03)

@@ -1,0 +1,136 @@
+"""Masks: exact counts and the statistics of `docs/algorithm.md`, section 6; tokens leave and come back in place."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from d2v_jax.modalities.masking import BlockMask, put_back, take_visible, visible
+
+ROWS = 4000
+# The released geometries: grid side, ratio, adjust; centres, visible; then what section 6 tells about their masks:
+# P(visible) of corner, border and interior; P(right or lower neighbour visible, given visible); visible components per
+# mask, the size of the largest, isolated cells.
+GEOMETRIES = {
+  'base': (14, 0.8, 0.07, 5, 39, (0.109, 0.153, 0.217), 0.668, (5.3, 17.3, 1.8)),
+  'large': (14, 0.75, 0.1, 7, 49, (0.136, 0.193, 0.272), 0.681, (5.2, 21.9, 1.1)),
+  'huge14': (16, 0.75, 0.1, 9, 64, (0.135, 0.192, 0.269), 0.688, (6.3, 25.2, 1.2)),
+}
+
+
+def block_mask(side, ratio, adjust, inverse=True):
+  return BlockMask((side, side), ratio, adjust, 3, inverse)
+
+
+@functools.cache
+def seen(name):
+  """Visible cells of many masks, bool [ROWS, side, side]."""
+  mask = block_mask(*GEOMETRIES[name][:3])
+  return ~np.asarray(jax.jit(mask.sample, static_argnums=1)(jax.random.key(3), ROWS)).reshape(ROWS, *mask.grid)
+
+
+@pytest.mark.parametrize('name', GEOMETRIES)
+def test_counts_are_the_released_ones_in_every_row(name):
+  side, ratio, adjust, centres, count = GEOMETRIES[name][:5]
+  mask = block_mask(side, ratio, adjust)
+  assert (mask.num_tokens, mask.num_centres, mask.num_visible) == (side**2, centres, count)
+  assert (seen(name).sum((1, 2)) == count).all()
+
+
+@pytest.mark.parametrize('inverse', [True, False])
+@pytest.mark.parametrize('adjust', [0.0, 0.5])
+def test_the_number_of_centres_never_changes_the_count(inverse, adjust):
+  mask = block_mask(10, 0.8, adjust, inverse)
+  # Float64 has 1 - 0.8 below 0.2: the floor gives 19, as in the reference.
+  assert mask.num_visible == (19 if inverse else 20)
+  assert (np.asarray(mask.sample(jax.random.key(0), 50)).sum(1) == 100 - mask.num_visible).all()
+
+
+@pytest.mark.parametrize('name', GEOMETRIES)
+def test_places_are_as_often_visible_as_stated(name):
+  map_ = seen(name).mean(0)
+  corners = map_[:: len(map_) - 1, :: len(map_) - 1]
+  border = np.concatenate([map_[0, 1:-1], map_[-1, 1:-1], map_[1:-1, 0], map_[1:-1, -1]])
+  found = corners.mean(), border.mean(), map_[1:-1, 1:-1].mean()
+  np.testing.assert_allclose(found, GEOMETRIES[name][5], atol=0.01)
+  np.testing.assert_allclose(map_, map_.T, atol=0.04)  # rows and columns are alike
+  np.testing.assert_allclose(map_, map_[::-1, ::-1], atol=0.04)
+
+
+@pytest.mark.parametrize('name', GEOMETRIES)
+def test_visible_cells_hang_together_as_stated(name):
+  cells = seen(name)
+  right, below = cells[:, :, :-1], cells[:, :-1]
+  together = (right & cells[:, :, 1:]).sum() + (below & cells[:, 1:]).sum()
+  np.testing.assert_allclose(together / (right.sum() + below.sum()), GEOMETRIES[name][6], atol=0.01)
+  sizes = [np.bincount(ndimage.label(one)[0].ravel())[1:] for one in cells[:2000]]
+  found = [np.mean(x) for x in ([len(s) for s in sizes], [s.max() for s in sizes], [(s == 1).sum() for s in sizes])]
+  np.testing.assert_allclose(found, GEOMETRIES[name][7], atol=0.05, rtol=0.05)
+
+
+def test_rows_are_independent():
+  cells = seen('base')
+  assert len(np.unique(cells.reshape(ROWS, -1), axis=0)) == ROWS
+  # Two rows share as many visible cells as two independent draws from the same map.
+  shared = (cells[::2] & cells[1::2]).sum((1, 2)).mean()
+  assert abs(shared - (cells.mean(0) ** 2).sum()) < 0.3
+
+
+def test_blocks_are_cut_at_the_border():
+  """One centre marks the 3 x 3 block around it; where the border cuts it, random cells fill up to nine."""
+  mask = BlockMask((6, 6), 1 - 9.5 / 36, 0.0, 3, True)
+  assert (mask.num_centres, mask.num_visible) == (1, 9)
+  cells = ~np.asarray(mask.sample(jax.random.key(0), 2000)).reshape(-1, 6, 6)
+  whole = ndimage.uniform_filter(cells.astype(float), (1, 3, 3), mode='constant').reshape(-1, 36).max(1) > 0.999
+  assert abs(whole.mean() - 16 / 36) < 0.05  # 16 of 36 centres do not lie on the border
+
+
+@pytest.mark.parametrize('inverse', [True, False])
+def test_no_centre_means_uniformly_random_tokens(inverse):
+  # What tiny grids come to.
+  mask = BlockMask((4, 4), 0.6, 0.0, 3, True) if inverse else BlockMask((4, 4), 0.4, 0.0, 3, False)
+  assert mask.num_centres == 0
+  masks = np.asarray(mask.sample(jax.random.key(0), ROWS))
+  assert (masks.sum(1) == 16 - mask.num_visible).all()
+  np.testing.assert_allclose(masks.mean(0), 1 - mask.num_visible / 16, atol=0.04)
+
+
+def random_rows(count=5, width=7):
+  mask = block_mask(6, 0.7, 0.1)
+  where = visible(mask.sample(jax.random.key(1), count), mask.num_visible)
+  return where, jax.random.normal(jax.random.key(2), (count, 36, width))
+
+
+def test_visible_positions_are_in_raster_order():
+  where, _ = random_rows()
+  expected = [np.flatnonzero(~row) for row in np.asarray(where.mask)]
+  np.testing.assert_array_equal(where.positions, expected)
+  for row, positions in enumerate(expected):
+    np.testing.assert_array_equal(where.rank[row, positions], np.arange(len(positions)))
+
+
+def test_what_is_taken_comes_back_at_its_place():
+  where, x = random_rows()
+  taken = take_visible(x, where)
+  for row in range(len(x)):
+    np.testing.assert_array_equal(taken[row], x[row][~where.mask[row]])
+  np.testing.assert_array_equal(put_back(taken, where), jnp.where(where.mask[..., None], 0, x))
+  np.testing.assert_array_equal(take_visible(put_back(taken, where), where), taken)
+
+
+def test_gradients_are_those_of_indexing():
+  where, x = random_rows()
+  taken = take_visible(x, where)
+  small, large = (jax.random.normal(jax.random.key(i), y.shape) for i, y in ((3, taken), (4, x)))
+  rows = jnp.arange(len(x))[:, None]
+  by_index = lambda x: x[rows, where.positions]
+  back_by_index = lambda y: jnp.zeros_like(x).at[rows, where.positions].set(y)
+  gradient = lambda function, at, weight: jax.grad(lambda at: (function(at) * weight).sum())(at)
+  for ours, expected, at, weight in (
+    (lambda x: take_visible(x, where), by_index, x, small),
+    (lambda y: put_back(y, where), back_by_index, taken, large),
+  ):
+    np.testing.assert_array_equal(gradient(ours, at, weight), gradient(expected, at, weight))

@@ -1,0 +1,46 @@
+"""The learning rate over a run (`docs/algorithm.md`, section 17)."""
+
+import numpy as np
+import pytest
+
+from d2v_jax.train import schedules
+from tests.train.tiny import get_config
+
+
+def base_rate(step):
+  config = get_config()
+  config.learning_rate = 1e-3
+  config.schedule.warmup_steps = 50_040
+  return float(schedules.learning_rate(config, 375_300)(step))
+
+
+@pytest.mark.parametrize(
+  ('step', 'rate'),
+  [(1, 1.998401e-8), (25_020, 5e-4), (50_040, 1e-3), (212_670, 5e-4), (375_299, 2.33e-14)],
+)
+def test_check_values_of_the_base_recipe(step, rate):
+  np.testing.assert_allclose(base_rate(step), rate, rtol=1e-2 if rate < 1e-10 else 2e-6)
+
+
+def test_the_first_update_does_not_move_the_weights():
+  assert base_rate(0) == 0
+
+
+def test_half_a_cosine_after_the_warm_up():
+  steps = np.arange(50_040, 375_300, 1000)
+  expected = 0.5e-3 * (1 + np.cos(np.pi * (steps - 50_040) / (375_300 - 50_040)))
+  np.testing.assert_allclose([base_rate(int(step)) for step in steps], expected, rtol=1e-5, atol=1e-10)
+
+
+def test_minimum_is_where_it_starts_and_ends():
+  config = get_config()
+  config.learning_rate, config.schedule.min_learning_rate = 0.3, 0.1
+  rate = schedules.learning_rate(config, 6)
+  last = 0.1 + 0.2 * np.cos(0.375 * np.pi) ** 2
+  np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 4, 5)], [0.1, 0.2, 0.3, 0.2, last], rtol=1e-6)
+
+
+def test_no_warm_up_starts_at_the_peak():
+  config = get_config()
+  config.schedule.warmup_steps = 0
+  np.testing.assert_allclose(schedules.learning_rate(config, 6)(0), config.learning_rate, rtol=1e-6)

@@ -1,0 +1,166 @@
+"""A run small enough for tests (also as `--config=tests/train/tiny.py`), a folder of images for it, and the commands."""
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+import d2v_jax
+from d2v_jax.config import default_config
+
+ROOT = Path(d2v_jax.__file__).parents[1]
+# A line of absl's log; everything else that a command writes to stderr is for the user.
+LOG_LINE = re.compile(r'[IWE]\d{4} \d\d:\d\d:\d\d')
+# Most of the time of a short test is compiling, and most of that is optimising.
+FAST = {'xla_backend_optimization_level': 0}
+fast_jit = functools.partial(jax.jit, compiler_options=FAST)
+# What depends on the clock.
+TIMINGS = ('train/steps_per_second', 'train/examples_per_second', 'train/data_wait', 'train/mfu')
+
+
+def get_config():
+  """16 tokens, two narrow blocks, six steps of eight images."""
+  config = default_config()
+  config.total_steps = 6
+  config.batch_size = 8
+  config.dtype = 'float32'
+  config.log_every = 1
+  config.checkpoint_every = 2
+  config.pictures = False
+  config.data.update(source='folder:', image_size=16, workers=0)
+  config.model.update(patch_size=4, embed_dim=16, prenet_depth=0, depth=2, num_heads=2)
+  config.mask.update(ratio=0.6, adjust=0.1, block_size=2)
+  config.data2vec2.update(masks_per_example=2, average_top_k=2, ema_decay=0.9, ema_end_decay=0.99, ema_anneal_steps=10)
+  config.decoder.update(dim=16, layers=1, groups=2)
+  config.schedule.warmup_steps = 2
+  config.eval.update(batch_size=16, knn_k=3)
+  return config
+
+
+def random_params(method, seed, scale=0.3):
+  """Student parameters of a method as plain random numbers: nothing to compile, and no part does next to nothing."""
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(method.init, jax.random.key(0))
+  draw = lambda path, leaf: rng.normal('scale' in jax.tree_util.keystr(path), scale, leaf.shape).astype(leaf.dtype)
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def make_images(root, train=16, test=8, side=20):
+  """Writes ROOT/{train,val}/{a,b}/NN.png: noise, brighter on the left in class a, below in class b. Returns ROOT."""
+  rng = np.random.default_rng(0)
+  for part, count in (('train', train), ('val', test)):
+    for number in range(count):
+      label = number % 2
+      pixels = rng.integers(0, 128, (side, side, 3), np.uint8)
+      half = pixels[side // 2 :] if label else pixels[:, : side // 2]
+      half += 100
+      path = Path(root) / part / 'ab'[label] / f'{number:02d}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(pixels).save(path)
+  return Path(root)
+
+
+def start(module, *arguments, devices=1, **options):
+  """Starts `python -m d2v_jax.MODULE` (or a script, by its path) in the repository's root."""
+  program = [str(module)] if str(module).endswith('.py') else ['-m', f'd2v_jax.{module}']
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(ROOT),
+    # Compiling is most of the time of a short run: little optimisation, and every program is compiled once a session.
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0',
+    'JAX_COMPILATION_CACHE_DIR': _compilation_cache(),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  command = [sys.executable, *program, *map(str, arguments)]
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **options}
+  return subprocess.Popen(command, text=True, cwd=ROOT, env=environment, **pipes)
+
+
+def run(module, *arguments, devices=1, timeout=400):
+  """Runs it to its end; returns a subprocess.CompletedProcess."""
+  process = start(module, *arguments, devices=devices)
+  return finish(process, timeout)
+
+
+def finish(process, timeout=400):
+  """Waits for a process from `start`."""
+  try:
+    stdout, stderr = process.communicate(timeout=timeout)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    raise
+  return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def train(images, workdir, *overrides, **options):
+  """Runs the tiny config on a folder of images."""
+  return run('main', *train_arguments(images, workdir, *overrides), **options)
+
+
+def train_arguments(images, workdir, *overrides):
+  config = ROOT / 'tests' / 'train' / 'tiny.py'
+  return [f'--config={config}', f'--workdir={workdir}', f'--config.data.source=folder:{images}', *overrides]
+
+
+def message(done, code):
+  """The one line for the user, without its prefix; fails where there is more, a traceback or another exit code."""
+  assert done.returncode == code, done.stderr
+  lines = [line for line in done.stderr.splitlines() if line.strip()]
+  said = [line for line in lines if line.startswith('d2v_jax: ')]
+  assert len(said) == 1 and lines[-1] == said[0], done.stderr
+  assert 'Traceback' not in done.stderr, done.stderr
+  if code == 2 and not any(LOG_LINE.match(line) for line in lines):
+    assert len(lines) == 1, done.stderr
+  return said[0].removeprefix('d2v_jax: ')
+
+
+def wait_for(condition, process, seconds=300):
+  """Polls until condition() is true; fails when the process ends before, or it takes too long."""
+  deadline = time.monotonic() + seconds
+  while not condition():
+    if process.poll() is not None:
+      raise AssertionError(f'ended early with {process.returncode}: {process.communicate()[1]}')
+    assert time.monotonic() < deadline, 'waited too long'
+    time.sleep(0.01)
+
+
+def metrics(workdir, timings=False):
+  """The lines of metrics.jsonl; without what depends on the clock."""
+  text = (Path(workdir) / 'metrics.jsonl').read_text()
+  rows = [json.loads(line) for line in text.splitlines()]
+  return rows if timings else [{name: row[name] for name in row if name not in TIMINGS} for row in rows]
+
+
+@contextlib.contextmanager
+def killed_at_the_end(process):
+  """Whatever happens, no process stays behind."""
+  try:
+    yield process
+  finally:
+    if process.poll() is None:
+      process.send_signal(signal.SIGKILL)
+      process.communicate()
+
+
+_CACHE = []
+
+
+def _compilation_cache():
+  if not _CACHE:
+    _CACHE.append(tempfile.mkdtemp(prefix='compiled-'))
+    atexit.register(shutil.rmtree, _CACHE[0], ignore_errors=True)
+  return _CACHE[0]
