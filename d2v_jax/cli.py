@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from d2v_jax.config import field_names
 from d2v_jax.errors import InputError, RunError
+from d2v_jax.train.interruption import Interrupted
 
 _PACKAGE = os.path.dirname(__file__)
 
@@ -26,12 +27,14 @@ def define_config() -> flags.FlagHolder:
 
 def config_of(holder: flags.FlagHolder):
   """The config that was asked for; InputError when there is none or the file cannot be read."""
-  try:
-    config = holder.value
-  except FileNotFoundError as error:
-    raise InputError(f'--config: {error.filename} does not exist; give one of configs/*.py or your own') from error
+  config = holder.value
   if config is None:
     raise InputError('--config: missing; give a config file, for example --config=configs/image_tiny.py')
+  try:
+    _ = config.task  # of a file that could not be read, every attribute raises
+  except OSError as error:
+    path = flags.FLAGS['config'].config_filename
+    raise InputError(f'--config: {path} does not exist; give one of configs/*.py or your own') from error
   return config
 
 
@@ -47,6 +50,7 @@ def run(main: Callable[[], None]) -> None:
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   logging.get_absl_handler().addFilter(_is_ours)
+  sys.unraisablehook = _hide_late_callbacks
   try:
     _parse_flags()
     main()
@@ -54,32 +58,55 @@ def run(main: Callable[[], None]) -> None:
     _end(2, error)
   except RunError as error:
     _end(1, error)
+  except Interrupted as interrupted:
+    _end(interrupted.code, f'{interrupted} before the first step; nothing was changed')
   except KeyboardInterrupt:
     _end(130, 'interrupted')
 
 
 def _is_ours(record) -> bool:
   """Whether a log record is for the user: Orbax and Grain tell dozens of details of every save at the same level."""
+  if '/orbax/' in record.pathname:
+    return False  # our manager says in one line what its pages of errors mean
   return record.levelno >= WARNING or _PACKAGE in record.pathname or 'parameter_overview' in record.pathname
+
+
+def _hide_late_callbacks(unraisable):
+  """TensorStore prints one traceback for every write that was pending when a save failed; the save itself is reported."""
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
 
 
 def _parse_flags():
   try:
     rest = flags.FLAGS(sys.argv)[1:]
-  except AttributeError as error:
+  except (AttributeError, KeyError) as error:
     raise InputError(_unknown_field(error)) from error
-  except (flags.Error, TypeError, ValueError) as error:
-    raise InputError(f'{error}'.replace('\n', ' ')) from error
+  except Exception as error:
+    raise InputError(_config_problem(error)) from error
   if rest:
     raise InputError(f'{rest[0]}: unexpected argument; options are written --name=value')
 
 
 def _unknown_field(error) -> str:
-  found = re.match(r"""["']*\\?'?(\w+)""", str(error)).group(1)
+  text = str(error).replace('\\', '')
+  found = re.search(r'Key "([\w.]+)"', text) or re.match(r"""["']*(\w+)["']""", text)
+  if found is None:
+    return _config_problem(error)
+  found = found.group(1)
   given = next((a for a in sys.argv[1:] if re.match(rf'--config\.(\w+\.)*{found}(\.\w+)*=', a)), f'--config.{found}')
   name = given.removeprefix('--').partition('=')[0]
   nearest = difflib.get_close_matches(name, field_names(), 1, 0.0)
   return f'{name}: there is no such field; the nearest is {nearest[0]}'
+
+
+def _config_problem(error) -> str:
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  if not isinstance(error, flags.Error):
+    path = next((a.partition('=')[2] for a in sys.argv[1:] if a.startswith('--config=')), '')
+    return f'--config: {path} cannot be loaded: {type(error).__name__}: {lines[0]}'
+  # Of an error inside the file there comes a traceback; its last line says what was wrong.
+  return lines[0] if len(lines) == 1 else f'{lines[0].partition(": ")[0]}: {lines[-1]}'
 
 
 def _end(code, message):

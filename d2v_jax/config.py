@@ -215,6 +215,14 @@ def validate(config: ConfigDict) -> None:
     check.range(name, 0, 1)
   for name, length in _NUMBERS.items():
     check.numbers(name, length)
+  for name in ('optimizer.beta1', 'optimizer.beta2'):
+    if check.value(name) == 1:
+      raise InputError(f'config.{name}: found 1.0; allowed is from 0 to below 1')
+  for name in ('data.crop_area', 'data.crop_aspect'):
+    if not 0 < check.value(name)[0] <= check.value(name)[1]:
+      raise InputError(f'config.{name}: found {check.value(name)}; two ascending numbers above 0 are needed')
+  if min(check.value('data.std')) <= 0:
+    raise InputError(f'config.data.std: found {check.value("data.std")}; 3 numbers above 0 are needed')
   for name, allowed in _NORMS.items():
     for norm in check.value(name):
       if norm not in allowed:

@@ -8,6 +8,7 @@ fingerprint tells that.
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -114,7 +115,9 @@ class CheckpointManager:
 
   def _put_aside(self, step):
     if jax.process_index() == 0:
-      os.replace(self.directory / str(step), self.directory / f'damaged-{step}')
+      aside = self.directory / f'damaged-{step}'
+      shutil.rmtree(aside, ignore_errors=True)  # of an earlier time: the step was trained and damaged again
+      os.replace(self.directory / str(step), aside)
     multihost_utils.sync_global_devices('put_aside')
     self._manager.reload()
 

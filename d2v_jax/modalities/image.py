@@ -50,11 +50,17 @@ def build(config) -> Modality:
     )
   grid = (side // patch, side // patch)
   mask = config.mask
+  masks = BlockMask(grid, mask.ratio, mask.adjust, mask.block_size, mask.inverse)
+  if not 0 < masks.num_visible < masks.num_tokens:
+    raise InputError(
+      f'config.mask.ratio: {mask.ratio} leaves {masks.num_visible} of {masks.num_tokens} tokens visible; '
+      'at least one must be visible and one masked'
+    )
   return Modality(
     prepare=lambda batch: normalise(batch['image'], tuple(config.data.mean), tuple(config.data.std)),
     local_encoder=PatchEmbed(patch, model.embed_dim),
     grid=grid,
     positions=(sincos_2d(model.embed_dim, grid) * model.positions_scale).astype(model.positions_dtype),
-    masks=BlockMask(grid, mask.ratio, mask.adjust, mask.block_size, mask.inverse),
+    masks=masks,
     example=(side, side, 3),
   )

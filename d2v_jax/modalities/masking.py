@@ -57,7 +57,8 @@ class BlockMask:
       # Blocks are cut at the border: a cell is covered when its offset to the centre lies within the block, on every axis.
       offset = jnp.arange(size) - position[..., None]
       hit = (offset >= -before) & (offset < self.block_size - before)
-      covered = (covered[..., None] & hit[:, :, None, :]).reshape(rows, self.num_centres, -1)
+      covered = covered[..., None] & hit[:, :, None, :]
+      covered = covered.reshape(rows, self.num_centres, covered.shape[2] * size)  # no -1: there may be no centre
     marked = covered.any(1)
     # Too many marked cells: a uniformly random subset of them stays; too few: uniformly random others join.
     count = self.num_visible if self.inverse else self.num_tokens - self.num_visible

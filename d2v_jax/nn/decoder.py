@@ -1,10 +1,22 @@
 """The small convolutional decoder of data2vec 2.0 (`docs/algorithm.md`, section 9)."""
 
 import flax.linen as nn
+import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from d2v_jax.nn.activations import gelu
 from d2v_jax.nn.layers import Convolution, Dense, fan_in_uniform
 from d2v_jax.nn.normalization import layer_norm
+
+
+def _rows_innermost(x: jax.Array) -> jax.Array:
+  """On TPU, asks for x and its gradient with the rows innermost in memory; the values stay.
+
+  It is the layout that the TPU compiler gives to grouped convolutions, but left to itself it copies their results into
+  another one for every layer norm, and back.
+  """
+  layout = Layout((*range(1, x.ndim), 0))
+  return jax.lax.platform_dependent(x, tpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x)
 
 
 class ConvDecoder(nn.Module):
@@ -26,7 +38,7 @@ class ConvDecoder(nn.Module):
     x = x.reshape(rows, *self.grid, width)
     for i in range(self.layers):
       y = Convolution(self.dim, (self.kernel,) * len(self.grid), self.groups, name=f'conv_{i}')(x)
-      y = gelu(layer_norm(y, None, None, 1e-5))
+      y = gelu(_rows_innermost(layer_norm(y, None, None, 1e-5)))
       x = x + y if self.residual and x.shape == y.shape else y
     init = fan_in_uniform(self.dim)
-    return Dense(width, init, init, name='projection')(x.reshape(rows, tokens, self.dim))
+    return Dense(width, init, init, name='projection')(x).reshape(rows, tokens, width)

@@ -4,18 +4,26 @@ import jax
 import jax.numpy as jnp
 
 
-def _contract(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int, dtype: jnp.dtype) -> jax.Array:
-  """Contracts one axis of two matrices into `dtype`, accumulating in float32.
+def _contract(a: jax.Array, b: jax.Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+  """Contracts axes of two arrays, the last one or all but the last one of each, into `dtype`, accumulating in float32.
 
-  XLA's CPU backend reaches the fast bfloat16 instructions only when the product itself is float32; accelerators round inside
-  the matrix unit, so there the product has the wanted dtype from the start.
+  Accelerators round inside the matrix unit, so there the product has the wanted dtype from the start. There rows and tokens
+  stay two axes: merged into one they would force a layout on the TPU compiler, which then copies every query, key and value
+  before and after the attention. On CPU plain matrices are faster, and XLA reaches the fast bfloat16 instructions only when
+  the product itself is float32.
   """
-  dimensions = (((a_axis,), (b_axis,)), ((), ()))
-  native = lambda a, b: jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
-  if a.dtype == dtype == jnp.float32:
-    return native(a, b)
-  widened = lambda a, b: jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32).astype(dtype)
-  return jax.lax.platform_dependent(a, b, cpu=widened, default=native)
+
+  def native(a, b):
+    return jax.lax.dot_general(a, b, ((a_axes, b_axes), ((), ())), preferred_element_type=dtype)
+
+  def on_cpu(a, b):
+    rows = a.shape[:-1] if a_axes == (a.ndim - 1,) else a.shape[-1:]
+    a_axis, b_axis = (int(axes == (x.ndim - 1,)) for axes, x in ((a_axes, a), (b_axes, b)))
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    product = jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32)
+    return product.astype(dtype).reshape(*rows, -1)
+
+  return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=native)
 
 
 @jax.custom_vjp
@@ -30,8 +38,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
   Returns:
     [..., out] in the dtype of x.
   """
-  product = _contract(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), 1, 0, x.dtype)
-  return product.reshape(*x.shape[:-1], kernel.shape[-1]) + bias.astype(x.dtype)
+  return _contract(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), x.dtype) + bias.astype(x.dtype)
 
 
 def _forward(x, kernel, bias):
@@ -40,12 +47,12 @@ def _forward(x, kernel, bias):
 
 def _backward(saved, gradient):
   x, kernel = saved
-  gradient = gradient.reshape(-1, gradient.shape[-1])
-  x_gradient = _contract(gradient, kernel.astype(x.dtype), 1, 1, x.dtype).reshape(x.shape)
+  rows = tuple(range(x.ndim - 1))
+  x_gradient = _contract(gradient, kernel.astype(x.dtype), (x.ndim - 1,), (1,), x.dtype)
   # The gradients of the float32 parameters leave the matrix unit as float32: nothing rounds them on their way to the
   # optimiser, and a sum over thousands of rows in bfloat16 would stall.
-  kernel_gradient = _contract(x.reshape(-1, x.shape[-1]), gradient, 0, 0, kernel.dtype)
-  return x_gradient, kernel_gradient, gradient.sum(0, dtype=jnp.float32)
+  kernel_gradient = _contract(x, gradient, rows, rows, kernel.dtype)
+  return x_gradient, kernel_gradient, gradient.sum(rows, dtype=jnp.float32)
 
 
 dense.defvjp(_forward, _backward)

@@ -20,6 +20,8 @@ def build(config, devices=None) -> Mesh:
   """
   devices = jax.devices() if devices is None else devices
   sizes = dict(config.mesh)
+  if any(size != -1 and size < 1 for size in sizes.values()):
+    raise InputError(f'config.mesh: found {sizes}; each axis is 1 or more, or -1 for all devices that remain')
   fixed = math.prod(size for size in sizes.values() if size != -1)
   sizes = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
   if math.prod(sizes.values()) != len(devices):

@@ -57,6 +57,7 @@ def train_and_evaluate(config, workdir) -> TrainState:
       run.finish({'data/unreadable': unreadable})
     except Interrupted as interrupted:
       logging.warning('%s: saving step %d, then leaving', interrupted, run.step)
+      run.record()
       run.save(wait=True)
       raise SystemExit(interrupted.code) from None
     return run.state
@@ -119,6 +120,7 @@ class Run:
     while self.step < self.total_steps:
       if self.step and self.step % config.checkpoint_every == 0:
         with interruption.shielded():
+          self.record()  # before the save: what is in a checkpoint is on record
           self.save()
       if config.eval_every and self.step and self.step % config.eval_every == 0:
         self.evaluate()
@@ -128,15 +130,15 @@ class Run:
       with interruption.shielded():
         self.state, metrics = self.step_function(self.state, batch)
         self.step += 1
-      # While this step runs the host waits for the one before: it never gets further ahead, and its clock stays true.
-      jax.block_until_ready(previous)
-      previous = metrics['loss']
-      self.record()
-      self.progress.step(waited)
-      if self.step % config.log_every == 0 or self.step == self.total_steps:
-        self.pending = self.step, metrics
-    self.record()
+        # While this step runs the host waits for the one before: it never gets further ahead, and its clock stays true.
+        jax.block_until_ready(previous)
+        previous = metrics['loss']
+        self.record()
+        self.progress.step(waited)
+        if self.step % config.log_every == 0 or self.step == self.total_steps:
+          self.pending = self.step, metrics
     with interruption.shielded():
+      self.record()
       self.save(wait=True)
 
   def finish(self, extra: dict) -> None:

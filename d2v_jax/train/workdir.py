@@ -55,8 +55,10 @@ def _compare(file, config):
     return
   try:
     found = json.loads(file.read_text())
+    if not isinstance(found, dict):
+      raise ValueError
   except ValueError:
-    raise InputError(f'{file}: is not JSON; restore it, or give a new --workdir') from None
+    raise InputError(f'{file}: is not the JSON of a config; restore it, or give a new --workdir') from None
   for name, (old, new) in configs.differences(found, configs.to_dict(config)).items():
     field = name.removeprefix('config.')
     if field not in FREE_FIELDS and not field.startswith(FREE_SECTIONS):
