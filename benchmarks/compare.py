@@ -39,7 +39,7 @@ def main():
   peer += [f'--{name}={getattr(arguments, name)}' for name in ('model', 'images', 'masks', 'dtype', 'device', 'steps')]
   ours = ['-m', 'd2v_jax.benchmark', f'--config=configs/image_{arguments.model}.py', f'--steps={arguments.steps}']
   ours += [f'--config.batch_size={arguments.images}', f'--config.data2vec2.masks_per_example={arguments.masks}']
-  ours += [f'--config.dtype={arguments.dtype}']
+  ours += [f'--config.dtype={arguments.dtype}', '--pipeline_seconds=0']
 
   ratios = []
   for i in range(arguments.rounds):
