@@ -6,14 +6,15 @@
 Compiles the real train step ahead of time for all chips of the topology and adds up the `estimated_cycles` of every
 operation of the scheduled program, by part of the method. Prints a table, then one JSON object on the last line.
 
-What the number is not: collectives and prefetches have no estimate and count as free; the body of a loop counts once, so no
-MFU is given when a loop holds matrix products (accumulated micro-batches); a custom kernel (Pallas) has no estimate either,
-so no MFU is given when there is one. The estimate is deterministic for one pair of jax and libtpu: use it to compare two
-versions of a program under the same pair, not as a promise of speed.
+What the number is not: communication, prefetches, gathers and sorts have no estimate and count as free (all but prefetches
+are listed). The body of a loop counts once: no MFU is given when a loop holds matrix products (accumulated micro-batches).
+A custom kernel (Pallas) has no estimate either, so no MFU is given when there is one. The estimate is deterministic for one
+pair of jax and libtpu: use it to compare two programs under the same pair, not as a promise of speed.
 """
 
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -34,6 +35,11 @@ CLOCK_HZ = {'v5e': 1.5e9, 'v5p': 1.75e9, 'v6e': 1.75e9}
 # The scopes that Data2vec2.forward and train_step name. What is outside them is the rest: masks, noise, loss, metrics.
 PARTS = ('teacher', 'student', 'decoder', 'optimizer', 'rest')
 _SCOPE = re.compile(r'(?:^|[/(])(teacher|student|decoder|optimizer)\)*(?:/|$)')
+_PRODUCTS = ('convolution', 'dot')
+# What fusions contain besides arithmetic.
+_PLUMBING = ('bitcast', 'broadcast', 'constant', 'get-tuple-element', 'parameter', 'tuple')
+# Opcodes that the compiler gives no estimate, by how they start: communication, and sorting, which draws the masks.
+_KNOWN_UNCHARGED = ('all-', 'reduce-scatter', 'collective-', 'sort')
 # Custom calls by which the compiler itself views several buffers as one: nothing is computed or moved.
 _FREE_CALLS = ('ConcatBitcast',)
 
@@ -47,7 +53,7 @@ class Operation:
     opcode: as HLO names it.
     shape: of its result, with the layout.
     cycles: the estimate, or None.
-    name: the path of scopes and modules it comes from; of a fusion, that of its last operation.
+    name: the path of scopes and modules it comes from; of a fusion, that of its last operation; '' where XLA made it up.
     called: computations that it calls.
     target: of a custom call, what is called, else ''.
   """
@@ -61,8 +67,8 @@ class Operation:
   target: str
 
   @property
-  def part(self) -> str:
-    """Which of PARTS it belongs to; a backward pass belongs to the part of its forward pass."""
+  def scope(self) -> str:
+    """Which of PARTS its name tells; a backward pass belongs to the part of its forward pass."""
     scope = _SCOPE.search(self.name)
     return scope[1] if scope else 'rest'
 
@@ -76,7 +82,7 @@ def parse(program: str) -> list[Operation]:
     elif body := re.match(r' +(?:ROOT )?%[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(', line):
       first = lambda pattern, line=line: (re.search(pattern, line) or ('', ''))[1]
       cycles = first(r'"estimated_cycles":"(\d+)"')
-      called = re.findall(r'(?:calls|body|condition|to_apply)=%([\w.\-]+)', line)
+      called = re.findall(r'(?:calls|body|condition|to_apply|true_computation|false_computation)=%([\w.\-]+)', line)
       for branches in re.findall(r'(?:branch|called)_computations=\{([^}]*)\}', line):
         called += re.findall(r'%([\w.\-]+)', branches)
       name, target = first(r'op_name="([^"]*)"'), first(r'custom_call_target="([^"]*)"')
@@ -86,33 +92,69 @@ def parse(program: str) -> list[Operation]:
   return operations
 
 
-def uncharged_calls(operations: list[Operation]) -> collections.Counter:
-  """Custom calls that cost nothing in the estimate though they compute something, by target.
+def by_computation(operations: list[Operation]) -> dict[str, list[Operation]]:
+  """Operations by the computation that they stand in."""
+  members = collections.defaultdict(list)
+  for operation in operations:
+    members[operation.computation].append(operation)
+  return members
 
-  What stands inside a fusion has no estimate of its own: the fusion has.
+
+def cycles_by_part(operations: list[Operation]) -> collections.Counter:
+  """Adds up the estimates by part.
+
+  A fusion belongs to the part of its matrix product; without one, to the part that most of its arithmetic comes from: noise
+  that is drawn where the decoder reads it is not decoder.
+  """
+  members = by_computation(operations)
+
+  def inside(operation):
+    for inner in itertools.chain.from_iterable(members[name] for name in operation.called):
+      if inner.opcode == 'fusion':
+        yield from inside(inner)
+      elif inner.name and inner.opcode not in _PLUMBING:
+        yield inner
+
+  def part(operation):
+    if operation.opcode != 'fusion':
+      return operation.scope
+    inner = list(inside(operation))
+    inner = [operation for operation in inner if operation.opcode in _PRODUCTS] or inner
+    return collections.Counter(operation.scope for operation in [*inner, operation]).most_common(1)[0][0]
+
+  cycles = collections.Counter()
+  for operation in operations:
+    if operation.cycles:
+      cycles[part(operation)] += operation.cycles
+  return cycles
+
+
+def uncharged(operations: list[Operation]) -> tuple[collections.Counter, collections.Counter]:
+  """Counts what does work but has no estimate: (known kinds, which are listed; others, which forbid an MFU).
+
+  What stands inside a fusion needs no estimate of its own: the fusion has one.
   """
   fused = {name for operation in operations if operation.opcode == 'fusion' for name in operation.called}
-  return collections.Counter(
-    operation.target
-    for operation in operations
-    if operation.opcode == 'custom-call'
-    and operation.cycles is None
-    and operation.target not in _FREE_CALLS
-    and operation.computation not in fused
-  )
+  known, others = collections.Counter(), collections.Counter()
+  for operation in operations:
+    if operation.cycles is not None or operation.computation in fused or operation.target in _FREE_CALLS:
+      continue
+    if operation.opcode == 'fusion':
+      kind = operation.name.rpartition('/')[2]  # what its last operation is called in JAX
+      (known if kind == 'gather' else others)[f'fusion of {kind or "unknown"}'] += 1
+    elif operation.opcode in (*_PRODUCTS, 'custom-call'):
+      others[operation.target or operation.opcode] += 1
+    elif operation.opcode.startswith(_KNOWN_UNCHARGED) and not operation.opcode.endswith('-done'):
+      known[operation.opcode.removesuffix('-start')] += 1
+  return known, others
 
 
 def loops(operations: list[Operation]) -> tuple[int, int]:
   """Counts loops, and those with matrix products or convolutions inside, at any depth."""
-  members = collections.defaultdict(list)
-  for operation in operations:
-    members[operation.computation].append(operation)
+  members = by_computation(operations)
 
   def multiplies(computation):
-    return any(
-      operation.opcode in ('convolution', 'dot') or any(map(multiplies, operation.called))
-      for operation in members[computation]
-    )
+    return any(operation.opcode in _PRODUCTS or any(map(multiplies, operation.called)) for operation in members[computation])
 
   whiles = [operation for operation in operations if operation.opcode == 'while']
   return len(whiles), sum(any(map(multiplies, operation.called)) for operation in whiles)
@@ -174,18 +216,16 @@ def estimate(config, topology: str, examples_per_chip: int) -> tuple[dict, list[
   text = compiled.as_text()
   operations = parse(text)
   clock = CLOCK_HZ[topology.partition(':')[0]]
-  milliseconds = collections.Counter()
-  for operation in operations:
-    milliseconds[operation.part] += 1e3 * (operation.cycles or 0) / clock
+  milliseconds = {part: 1e3 * cycles / clock for part, cycles in cycles_by_part(operations).items()}
   total = sum(milliseconds.values())
 
   model_flops = objective.flops_per_example()
   per_chip = examples_per_chip * config.accumulate_steps * sum(model_flops.values())
   compiled_flops = compiled.cost_analysis()['flops']
-  uncharged, (loop_count, heavy_loops) = uncharged_calls(operations), loops(operations)
+  (known, others), (loop_count, heavy_loops) = uncharged(operations), loops(operations)
   reasons = []
-  if uncharged:
-    reasons.append(f'custom calls that the estimate has for free: {dict(uncharged)}')
+  if others:
+    reasons.append(f'the estimate has for free: {dict(others)}')
   if heavy_loops:
     reasons.append(f'{heavy_loops} loops with matrix products, whose bodies count once')
   if compiled_flops < 0.95 * per_chip:
@@ -194,7 +234,7 @@ def estimate(config, topology: str, examples_per_chip: int) -> tuple[dict, list[
   return (
     {
       'milliseconds': total,
-      'milliseconds_by_part': {part: milliseconds[part] for part in PARTS},
+      'milliseconds_by_part': {part: milliseconds.get(part, 0.0) for part in PARTS},
       'mfu': None if reasons else per_chip / (peak * total / 1e3),
       'no_mfu_because': reasons,
       'model_flops_per_example': sum(model_flops.values()),
@@ -203,7 +243,7 @@ def estimate(config, topology: str, examples_per_chip: int) -> tuple[dict, list[
       'peak_flops': peak,
       'clock_hz': clock,
       'peak_memory_bytes': compiled.memory_analysis().peak_memory_in_bytes,
-      'uncharged_custom_calls': dict(uncharged),
+      'uncharged': dict(known + others),
       'loops': loop_count,
       'loops_with_products': heavy_loops,
       'compile_seconds': seconds,
@@ -227,6 +267,7 @@ def show(result: dict) -> None:
     print(f'!!! no MFU: {reason}')
   print(f'model FLOPs       {result["model_flops_per_example"] / 1e9:.1f} G an example')
   print(f'compiled FLOPs    {result["compiled_over_model_flops"]:.3f} of the model FLOPs')
+  print(f'free in estimate  {", ".join(f"{count} {kind}" for kind, count in result["uncharged"].items())}')
   print(f'peak memory       {result["peak_memory_bytes"] / 2**30:.2f} GiB a chip')
   print(f'compile time      {result["compile_seconds"]:.0f} s')
 

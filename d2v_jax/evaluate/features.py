@@ -94,8 +94,8 @@ class FeatureEvaluator:
     }
     return scores | self._controls | counts
 
-  def neighbours(self, queries: int = 6, k: int = 6) -> dict[str, np.ndarray]:
-    """Finds the nearest training examples of some test examples, by the features of the last run.
+  def neighbours(self, queries: int = 8, k: int = 6) -> dict[str, np.ndarray]:
+    """Finds the nearest training examples of a test example of each of the first classes, by the features of the last run.
 
     Returns:
       the arguments of `report.pictures.neighbours`: query_images uint8 [queries, S, S, 3], neighbour_images
@@ -103,7 +103,7 @@ class FeatureEvaluator:
     """
     train_features, train_labels, train_indices = self._last['train']
     test_features, test_labels, test_indices = self._last['test']
-    chosen = _subset(len(test_labels), queries)
+    chosen = np.unique(test_labels, return_index=True)[1][:queries]
     nearest, _ = nearest_neighbours(train_features, test_features[chosen], min(k, len(train_labels)))
     neighbour_images = self._images('train', train_indices[nearest.ravel()])
     return {

@@ -41,7 +41,8 @@ def masks(path, images, masks, grid) -> None:
 def feature_maps(path, images, patch_features, grid, untrained_features=None) -> None:
   """Draws patch features as colours: patches of like colour have like features.
 
-  The three leading principal components over all patches of the panel become red, green and blue.
+  The three leading principal components over all patches of the panel become red, green and blue; before that the mean
+  over the images is taken off at each place, since trained features tell first of all where a patch is.
 
   Args:
     path: the PNG file.
@@ -50,16 +51,19 @@ def feature_maps(path, images, patch_features, grid, untrained_features=None) ->
     grid: (rows, columns) of patches.
     untrained_features: the same of the untrained network: one more row.
   """
-  rows = {'image': np.asarray(images), 'trained': _component_colours(patch_features, grid)}
+  rows = {'image': np.asarray(images), 'trained': _component_colours(_without_place(patch_features), grid)}
   if untrained_features is not None:
-    rows['untrained'] = _component_colours(untrained_features, grid)
+    rows['untrained'] = _component_colours(_without_place(untrained_features), grid)
   figure, axes = _panel(len(rows), len(images), left=0.8)
   for row, (name, pictures) in enumerate(rows.items()):
     for column, picture in enumerate(pictures):
       _show(axes[row, column], picture)
     axes[row, 0].set_ylabel(name, fontsize=10, color=_INK, rotation=0, ha='right', va='center', labelpad=8)
   axes[0, 0].set_title(
-    'patch features: leading principal components as red, green, blue', fontsize=10, color=_INK, loc='left'
+    'patch features less their mean at each place, principal components as red, green, blue',
+    fontsize=10,
+    color=_INK,
+    loc='left',
   )
   _save(figure, path)
 
@@ -178,6 +182,12 @@ def _series(metrics, name):
 def _spans_decades(axis):
   values = np.concatenate([line.get_ydata() for line in axis.lines])
   return values.min() > 0 and values.max() / values.min() > 20
+
+
+def _without_place(features):
+  """Takes off the mean over the images at each place; of a single image there is none to take."""
+  features = np.asarray(features, np.float64)
+  return features - features.mean(axis=0) if len(features) > 1 else features
 
 
 def _component_colours(features, grid):

@@ -74,8 +74,13 @@ def test_missing_flags(images, tmp_path):
     ('def get_config():\n  config = default_config()\n  config.model.deptth = 3', ('deptth', 'depth')),
     ('def get_config():\n  config = default_config()\n  config.model.update(deptth=3)', ('deptth', 'depth')),
     ('def get_config():\n  config = default_config()\n  config.model.depth = "three"', ('depth', 'three', 'int')),
+    ('def get_config():\n  config = default_config()', ('config.py', 'get_config', 'return')),
+    ('from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({"task": "pretrain"})', ('default_config',)),
   ],
-  ids=['no get_config', 'syntax', 'import', 'unknown section', 'unknown field', 'unknown in update', 'type'],
+  ids=[
+    *('no get_config', 'syntax', 'import', 'unknown section', 'unknown field', 'unknown in update', 'type'),
+    *('no return', 'not from default_config'),
+  ],
 )
 def test_a_config_file_that_is_wrong(tmp_path, body, parts):
   path = tmp_path / 'config.py'

@@ -123,7 +123,8 @@ def test_neighbours_belong_to_their_features(config, no_probe):
   subject = evaluator(config, train, test)
   subject.run(1.0)
   found = subject.neighbours(queries=5, k=4)
-  assert found['query_images'].shape == (5, 8, 8, 3) and found['neighbour_images'].shape == (5, 4, 8, 8, 3)
+  assert found['query_images'].shape == (2, 8, 8, 3) and found['neighbour_images'].shape == (2, 4, 8, 8, 3)
+  assert list(found['query_labels']) == [0, 1]  # one of each class
   assert found['class_names'] == ('dark', 'bright')
   for images, labels in (
     (found['query_images'], found['query_labels']),

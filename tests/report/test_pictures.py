@@ -65,6 +65,12 @@ def test_like_features_get_like_colours_in_spite_of_an_outlier():
   assert abs(upper.mean() - lower.mean()) > 0.9 and max(upper.std(), lower.std()) < 0.05
 
 
+def test_what_all_images_share_at_a_place_is_left_out():
+  places, content = np.random.default_rng(0).normal(size=(2, 1, 64, 16))
+  features = 100 * places + np.array([-1, 1])[:, None, None] * content
+  np.testing.assert_allclose(pictures._without_place(features), [-content[0], content[0]], atol=1e-9)
+
+
 def test_feature_maps_of_narrow_features(tmp_path, images):
   pictures.feature_maps(tmp_path / 'narrow.png', images, np.zeros((4, 64, 2)), (8, 8))
   read(tmp_path / 'narrow.png')
