@@ -21,9 +21,10 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _backward(x, gradient):
-  # The barrier keeps the compiler from saving the forward pass's distribution function for this: reading it back from
-  # memory takes longer than computing it again.
-  wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
+  # On CPU the compiler would save the forward pass's distribution function for this, but reading it back from memory takes
+  # longer than computing it again.
+  x = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+  wide = x.astype(jnp.float32)
   density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
   return (((_normal_cdf(wide) + wide * density) * gradient).astype(x.dtype),)
 
