@@ -27,15 +27,22 @@ def define_config() -> flags.FlagHolder:
 
 def config_of(holder: flags.FlagHolder):
   """The config that was asked for; InputError when there is none or the file cannot be read."""
-  config = holder.value
-  if config is None:
+  path, config = _config_path(), holder.value
+  if config is None and not path:
     raise InputError('--config: missing; give a config file, for example --config=configs/image_tiny.py')
+  if config is None:
+    raise InputError(f'--config: get_config() in {path} does not return a config; end it with `return config`')
   try:
-    _ = config.task  # of a file that could not be read, every attribute raises
-  except OSError as error:
-    path = flags.FLAGS['config'].config_filename
+    missing = sorted(set(field_names()) - set(field_names(config)))
+  except OSError as error:  # of a file that could not be read, every attribute raises
     raise InputError(f'--config: {path} does not exist; give one of configs/*.py or your own') from error
+  if missing:
+    raise InputError(f'--config: {path} lacks {missing[0]} and {len(missing) - 1} more; start from default_config()')
   return config
+
+
+def _config_path() -> str:
+  return next((argument.partition('=')[2] for argument in sys.argv[1:] if argument.startswith('--config=')), '')
 
 
 def required(holder: flags.FlagHolder, what: str) -> str:
@@ -103,8 +110,7 @@ def _unknown_field(error) -> str:
 def _config_problem(error) -> str:
   lines = str(error).strip().splitlines() or [type(error).__name__]
   if not isinstance(error, flags.Error):
-    path = next((a.partition('=')[2] for a in sys.argv[1:] if a.startswith('--config=')), '')
-    return f'--config: {path} cannot be loaded: {type(error).__name__}: {lines[0]}'
+    return f'--config: {_config_path()} cannot be loaded: {type(error).__name__}: {lines[0]}'
   # Of an error inside the file there comes a traceback; its last line says what was wrong.
   return lines[0] if len(lines) == 1 else f'{lines[0].partition(": ")[0]}: {lines[-1]}'
 

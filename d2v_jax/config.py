@@ -152,9 +152,9 @@ def default_config() -> ConfigDict:
   return config
 
 
-def field_names() -> list[str]:
-  """Dotted names of all fields, as they are written on the command line."""
-  return [name for name, _ in _leaves(default_config(), 'config')]
+def field_names(config: ConfigDict | None = None) -> list[str]:
+  """Dotted names of all fields of a config (default: of ours), as they are written on the command line."""
+  return [name for name, _ in _leaves(default_config() if config is None else config, 'config')]
 
 
 def to_dict(config: ConfigDict) -> dict:
