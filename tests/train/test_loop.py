@@ -104,6 +104,7 @@ def test_metrics_have_the_names_of_the_contract(whole):
   assert not (whole / 'report').exists()
 
 
+@pytest.mark.slow
 def test_evaluation_and_pictures(images, tmp_path, whole):
   """With eval_every: scores at those steps and at the end, in both files; the training is the same.
 
