@@ -34,12 +34,16 @@ def extract(checkpoint: str, source: str, output: str, pool: str = 'none') -> No
     raise InputError(f'--output: the folder of {output} does not exist; create it, or give another place')
   model = load(checkpoint)
   images = open_files(Path(source))
+  model.config.data.max_unreadable = len(images)  # as many as there are: each is named
   features, kept = [], []
   batches = eval_batches(model.config, images, np.arange(len(images)), min(_BATCH, len(images)))
-  for number, batch in enumerate(reported(batches, -(-len(images) // _BATCH), 'batches of features')):
-    found = np.asarray(model.features(batch['image']))[batch['valid']]
-    features.append(found.mean(1) if pool == 'mean' else found)
-    kept.append(number * _BATCH + np.flatnonzero(batch['valid']))
+  try:
+    for number, batch in enumerate(reported(batches, -(-len(images) // _BATCH), 'batches of features')):
+      found = np.asarray(model.features(batch['image']))[batch['valid']]
+      features.append(found.mean(1) if pool == 'mean' else found)
+      kept.append(number * _BATCH + np.flatnonzero(batch['valid']))
+  except InputError as error:  # the loader names the field that a training would have them from
+    raise InputError(str(error).replace('config.data.source', '--input')) from error
   kept = np.concatenate(kept)
   files = [os.path.relpath(images.name(index), source if Path(source).is_dir() else Path(source).parent) for index in kept]
   grid = [model.config.data.image_size // model.config.model.patch_size] * 2

@@ -13,16 +13,36 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def _padding(kernel: jax.Array) -> list[tuple[int, int]]:
+  return [(size // 2, (size - 1) // 2) for size in kernel.shape[:-2]]
+
+
 def _native(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
   spatial = 'HW'[-(kernel.ndim - 2) :]
   return jax.lax.conv_general_dilated(
     x,
     kernel.astype(x.dtype),
     window_strides=(1,) * len(spatial),
-    padding=[(size // 2, (size - 1) // 2) for size in kernel.shape[:-2]],
+    padding=_padding(kernel),
     dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'),
     feature_group_count=groups,
   )
+
+
+def _tpu_backward(x: jax.Array, kernel: jax.Array, gradient: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+  (x_gradient,) = jax.linear_transpose(lambda x: _native(x, kernel, groups), x)(gradient)
+  spatial = 'HW'[-(kernel.ndim - 2) :]
+  # As automatic differentiation has it, but with a float32 result: it would round to bfloat16 before adding over devices.
+  kernel_gradient = jax.lax.conv_general_dilated(
+    x,
+    gradient,
+    window_strides=(1,) * len(spatial),
+    padding=_padding(kernel),
+    dimension_numbers=(f'C{spatial}N', f'I{spatial}O', f'{spatial}NC'),
+    batch_group_count=groups,
+    preferred_element_type=kernel.dtype,
+  )
+  return x_gradient, kernel_gradient
 
 
 def _by_groups(x: jax.Array, groups: int, row_padding: tuple[int, int], column_padding: tuple[int, int]) -> jax.Array:
@@ -130,7 +150,10 @@ def _backward(groups, saved, gradient):
   by = lambda function: (
     lambda x, kernel, gradient: jax.vjp(lambda x, kernel: function(x, kernel, groups), x, kernel)[1](gradient)
   )
-  x_gradient, kernel_gradient = jax.lax.platform_dependent(*saved, gradient, cpu=by(_as_products), default=by(_native))
+  on_tpu = lambda x, kernel, gradient: _tpu_backward(x, kernel, gradient, groups)
+  x_gradient, kernel_gradient = jax.lax.platform_dependent(
+    *saved, gradient, cpu=by(_as_products), tpu=on_tpu, default=by(_native)
+  )
   return x_gradient, kernel_gradient, gradient.sum(range(gradient.ndim - 1), dtype=jnp.float32)
 
 

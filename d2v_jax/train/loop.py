@@ -12,7 +12,7 @@ from clu import parameter_overview
 
 from d2v_jax import config as configs
 from d2v_jax.checkpoints import weights
-from d2v_jax.checkpoints.manager import CheckpointManager
+from d2v_jax.checkpoints.manager import CheckpointManager, find_checkpoint
 from d2v_jax.data.loader import TrainLoader
 from d2v_jax.data.sources import open_source
 from d2v_jax.errors import InputError
@@ -40,16 +40,17 @@ def train_and_evaluate(config, workdir) -> TrainState:
   source = open_source(config, 'train')
   total_steps = resolve_steps(config, len(source))
   task = TASKS[config.task](config, source)
+  start = starting_weights(task.objective, config, mesh, workdir)  # before the workdir belongs to this config
   workdir = open_workdir(workdir, config)
   with contextlib.ExitStack() as stack:
     interruption = stack.enter_context(Interruption().installed())
     manager = stack.enter_context(contextlib.closing(CheckpointManager(workdir, config, config.checkpoint_keep_every)))
-    state, resumed = initial_state(task.objective, config, mesh, manager)
+    state, resumed = initial_state(task.objective, config, mesh, manager, start)
+    if int(state.step) >= total_steps and (workdir / 'result.json').exists():
+      logging.info('This run is complete: %d steps; its result is in %s', state.step, workdir / 'result.json')
+      return state
     run = Run(config, workdir, mesh, task, total_steps, manager, state, resumed)
     stack.callback(run.close)
-    if run.step >= total_steps and (workdir / 'result.json').exists():
-      logging.info('This run is complete: %d steps; its result is in %s', run.step, workdir / 'result.json')
-      return run.state
     try:
       with TrainLoader(config, source, run.step) as loader:
         run.train(loader, interruption)
@@ -70,15 +71,23 @@ def resolve_steps(config, num_examples: int) -> int:
   return config.total_steps or math.ceil(config.total_epochs * num_examples / config.batch_size)
 
 
-def initial_state(objective, config, mesh, manager) -> tuple[TrainState, bool]:
-  """The newest checkpoint's state, or a fresh one (from config.init_from where given); and whether it was a checkpoint."""
+def starting_weights(objective, config, mesh, workdir) -> tuple | None:
+  """(params, teacher) of config.init_from where that is given and the workdir has no checkpoint yet, else None."""
+  if not config.init_from or find_checkpoint(workdir) is not None:
+    return None
+  expected = abstract_state(objective, config, mesh)
+  return weights.matching(config.init_from, expected.params, expected.teacher)
+
+
+def initial_state(objective, config, mesh, manager, start: tuple | None) -> tuple[TrainState, bool]:
+  """The newest checkpoint's state, or a fresh one with the weights `start` if given; and whether it was a checkpoint."""
   expected = abstract_state(objective, config, mesh)
   state = manager.restore_latest(expected)
   if state is not None:
     return state, True
   state = sharded_init(objective, config, mesh)
-  if config.init_from:
-    params, teacher = weights.matching(config.init_from, state.params, state.teacher)
+  if start is not None:
+    params, teacher = start
     shardings = jax.tree.map(lambda leaf: leaf.sharding, expected)
     state = state.replace(
       params=jax.device_put(params, shardings.params), teacher=jax.device_put(teacher, shardings.teacher)

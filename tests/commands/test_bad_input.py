@@ -90,6 +90,12 @@ def test_a_config_file_that_is_wrong(tmp_path, body, parts):
   assert len(tiny.message(done, 2)) < 400
 
 
+def test_weights_that_cannot_be_used_claim_no_workdir(images, tmp_path):
+  """The corrected command must not be refused as one of another config."""
+  refused(tiny.train(images, tmp_path / 'run', '--config.init_from=nowhere'), 'nowhere: does not exist')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_batch_that_the_devices_cannot_share(images, tmp_path):
   done = tiny.train(images, tmp_path / 'run', devices=3)
   refused(done, 'config.batch_size: 8 is not divisible by 3 devices', 'multiple of 3')

@@ -79,7 +79,7 @@ def test_one_file(weights, folder, tmp_path):
 
 def test_no_readable_file_is_an_error_and_leaves_no_output(weights, tmp_path):
   (tmp_path / 'bad.png').write_bytes(b'damaged')
-  with pytest.raises(InputError, match=r'all unreadable.*bad\.png'):
+  with pytest.raises(InputError, match=r'--input: all unreadable.*bad\.png'):
     extract(str(weights), str(tmp_path), str(tmp_path / 'out.npz'))
   assert not list(tmp_path.glob('*out*'))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d2v_jax.nn.convolution import convolution
+from d2v_jax.nn.convolution import _tpu_backward, convolution
 
 CASES = [
   # grid, kernel, groups, channels in, channels out
@@ -66,6 +66,23 @@ def test_bfloat16_sums_in_float32():
   # Outputs are rounded once; the kernel's gradient is a float32 sum of exact products.
   for a, b, tolerance in zip(got, expected, (1e-2, 1e-2, 1e-5, 1e-2)):
     assert float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()) < tolerance
+
+
+@pytest.mark.parametrize(('grid', 'size', 'groups', 'c_in', 'c_out'), CASES)
+def test_gradients_on_tpu_are_those_of_a_direct_convolution(grid, size, groups, c_in, c_out):
+  x, kernel, bias, cotangent = inputs(grid, size, groups, c_in, c_out)
+  expected = gradients(lambda x, k, b: reference(x, k, b, groups), x, kernel, bias, cotangent)[1:3]
+  for ours, theirs in zip(_tpu_backward(x, kernel, cotangent, groups), expected):
+    np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()))
+
+
+def test_kernel_gradients_on_tpu_are_float32_before_devices_add_them():
+  x, kernel, bias, cotangent = inputs((6, 6), (3, 3), 2, 4, 8)
+  half = lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16)
+  step = jax.jit(lambda x, k, c: jax.vjp(lambda k: convolution(x, k, bias, 2), k)[1](c)[0])
+  text = step.trace(half(x), kernel, half(cotangent)).lower(lowering_platforms=('tpu',)).as_text()
+  convolutions = [line.rsplit('->', 1)[1] for line in text.splitlines() if 'stablehlo.convolution' in line]
+  assert [shape for shape in convolutions if 'tensor<3x3' in shape] == [' tensor<3x3x2x8xf32>']
 
 
 def test_each_platform_gets_only_its_own_form():
