@@ -1,7 +1,8 @@
-"""Installs the package: `pip install -e .` plus any of the extras `tpu`, `cuda`, `tensorflow`, `tfds`, `dev`."""
+"""Installs the package: `pip install -e .` plus any of the extras tpu, cuda, tensorflow, tfds, speech-sample and dev."""
 
 from setuptools import find_packages, setup
 
+SPEECH_SAMPLE = ['espeakng-loader>=0.2.4']
 TFDS = ['tensorflow-datasets>=4.9.9', 'array_record>=0.5', 'importlib_resources']
 
 setup(
@@ -23,6 +24,8 @@ setup(
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12',
     'pillow>=10.0',
+    'soundfile>=0.13',
+    'soxr>=0.5',
     'tensorboardX>=2.6',
   ],
   extras_require={
@@ -31,6 +34,8 @@ setup(
     # TensorFlow is needed for nothing but TensorBoard events by clu's writer, and to prepare datasets with TFDS.
     'tensorflow': ['tensorflow>=2.16', 'tensorboard>=2.16', *TFDS],
     'tfds': TFDS,
-    'dev': ['pytest>=8', 'ruff>=0.9', 'scikit-learn>=1.5', *TFDS],
+    # Speech made on the spot, for the source sample:sentences.
+    'speech-sample': SPEECH_SAMPLE,
+    'dev': ['pytest>=8', 'ruff>=0.9', 'scikit-learn>=1.5', 'jiwer>=3', *SPEECH_SAMPLE, *TFDS],
   },
 )

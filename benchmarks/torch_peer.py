@@ -1,18 +1,22 @@
-"""The data2vec 2.0 image train step in PyTorch, with the shapes of `configs/image_base.py` or `image_large.py`.
+"""The data2vec 2.0 train step in PyTorch, with the shapes of `configs/image_base.py`, `image_large.py` or `audio_base.py`.
 
 The yardstick of `benchmarks/compare.py`: what a careful PyTorch program takes for the same work on the same machine. Random
-images; everything else is real: patches, positions, masked views, the student on visible tokens, the convolutional decoder,
-the teacher's pass and targets, both losses, backward, clipping, AdamW (fused) and the teacher's update.
+inputs and, for audio, masks of single frames; everything else is real: local features, positions, masked views, the student
+on visible tokens with its dropouts, the convolutional decoder, the teacher's pass and targets, the losses, backward,
+clipping, AdamW (fused) and the teacher's update.
 
-  python benchmarks/torch_peer.py --images=4 --masks=8 --dtype=float32 --steps=5
+  python benchmarks/torch_peer.py --model=image_base --examples=4 --masks=8 --dtype=float32 --steps=5
+  python benchmarks/torch_peer.py --model=audio_base --examples=1 --seconds=20 --masks=8 --dtype=float32 --steps=3
 
 The last line is one JSON object with `step_seconds`, the median over the steps.
 """
 
 import argparse
 import copy
+import itertools
 import json
 import math
+import random
 import statistics
 import time
 
@@ -20,20 +24,47 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+IMAGE_BASE = {
+  'width': 768,
+  'heads': 12,
+  'blocks': 12,
+  'masked': 157 / 196,
+  'top': 10,  # layers averaged into the targets
+  'decoder': {'width': 768, 'kernel': 3, 'layers': 6},
+  'norm_eps': 1e-6,
+  'dropout': 0.0,
+  'layer_drop': 0.0,
+  'adam': {'betas': (0.9, 0.95), 'weight_decay': 0.05},
+  'clip_norm': 4.0,
+  'ema_rate': 2e-4,
+}
 MODELS = {
-  'base': {'width': 768, 'heads': 12, 'prenet': 2, 'depth': 10, 'visible': 39, 'kernel': 3, 'decoder_layers': 6, 'top': 10},
-  'large': {
+  'image_base': IMAGE_BASE,
+  'image_large': IMAGE_BASE
+  | {
     'width': 1024,
     'heads': 16,
-    'prenet': 0,
-    'depth': 24,
-    'visible': 49,
-    'kernel': 5,
-    'decoder_layers': 3,
+    'blocks': 24,
+    'masked': 147 / 196,
     'top': 18,
+    'decoder': {'width': 1024, 'kernel': 5, 'layers': 3},
+  },
+  'audio_base': IMAGE_BASE
+  | {
+    'masked': 0.5,
+    'top': 8,
+    'decoder': {'width': 384, 'kernel': 7, 'layers': 4},
+    'norm_eps': 1e-5,
+    'dropout': 0.1,  # entry, attention weights, attention output, MLP output, decoder input
+    'layer_drop': 0.05,
+    'adam': {'betas': (0.9, 0.98), 'eps': 1e-6, 'weight_decay': 0.01},
+    'clip_norm': None,
+    'ema_rate': 1e-3,
   },
 }
 PATCH, GRID, GROUPS = 16, 14, 16
+SAMPLE_RATE, MASK_NOISE = 16_000, 0.01
+WAVE_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)  # channels, kernel, stride
 
 
 def sine_cosine_positions(width: int) -> torch.Tensor:
@@ -44,111 +75,229 @@ def sine_cosine_positions(width: int) -> torch.Tensor:
   return torch.cat([table.repeat(GRID, 1), table.repeat_interleave(GRID, 0)], 1)
 
 
+def alibi_slopes(heads: int) -> torch.Tensor:
+  """[heads, 1, 1]; between powers of two, every other slope of twice as many heads fills up."""
+  power = 2 ** int(math.log2(heads))
+  slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+  slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
+  return torch.tensor(slopes)[:, None, None]
+
+
+def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
+  """Dropout; on CPU by random bytes, which take less than half the time of F.dropout (the rate becomes 26/256)."""
+  if x.device.type != 'cpu' or not rate or x.numel() % 8:
+    return F.dropout(x, rate)
+  dropped = round(256 * rate)
+  random_bytes = torch.empty(x.numel() // 8, dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)
+  return torch.where(random_bytes.view(x.shape) >= dropped, x * (256 / (256 - dropped)), 0.0)
+
+
 class Block(nn.Module):
   """Post-norm transformer block; returns its output and that of its MLP."""
-
-  def __init__(self, width: int, heads: int):
-    super().__init__()
-    self.heads = heads
-    self.qkv = nn.Linear(width, 3 * width)
-    self.output = nn.Linear(width, width)
-    self.norm1 = nn.LayerNorm(width, eps=1e-6)
-    self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-    self.norm2 = nn.LayerNorm(width, eps=1e-6)
-
-  def forward(self, x):
-    rows, tokens, width = x.shape
-    query, key, value = self.qkv(x).view(rows, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-    attended = F.scaled_dot_product_attention(query, key, value)
-    x = self.norm1(x + self.output(attended.transpose(1, 2).reshape(rows, tokens, width)))
-    mlp_output = self.mlp(x)
-    return self.norm2(x + mlp_output), mlp_output
-
-
-class Encoder(nn.Module):
-  """Patches, positions, CLS token, blocks."""
 
   def __init__(self, options: dict):
     super().__init__()
     width = options['width']
-    self.projection = nn.Linear(PATCH * PATCH * 3, width)
-    self.register_buffer('positions', sine_cosine_positions(width))
-    self.cls = nn.Parameter(torch.randn(1, 1, width))
-    self.norm = nn.LayerNorm(width, eps=1e-6)
-    self.blocks = nn.ModuleList(Block(width, options['heads']) for _ in range(options['prenet'] + options['depth']))
+    self.heads, self.rate = options['heads'], options['dropout']
+    self.qkv = nn.Linear(width, 3 * width)
+    self.output = nn.Linear(width, width)
+    self.norm1 = nn.LayerNorm(width, eps=options['norm_eps'])
+    self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+    self.norm2 = nn.LayerNorm(width, eps=options['norm_eps'])
 
-  def forward(self, images, visible=None):
-    """Images [B, 224, 224, 3]; visible [B, M, V] indices of kept tokens, or None for all tokens and no views."""
-    x = images.unflatten(2, (GRID, PATCH)).unflatten(1, (GRID, PATCH)).transpose(2, 3)
-    x = self.projection(x.reshape(len(images), GRID * GRID, -1)) + self.positions
-    if visible is not None:
-      rows = torch.arange(len(x), device=x.device)[:, None, None]
-      x = x[rows, visible].flatten(0, 1)
-    x = self.norm(torch.cat([self.cls.expand(len(x), -1, -1), x], 1))
+  def attend(self, query, key, value, bias, rate):
+    if query.device.type != 'cpu' or not rate:
+      return F.scaled_dot_product_attention(query, key, value, bias, rate)
+    # CPU has no fused kernel with dropout or with a bias that is trained; this is faster than what SDPA falls back to.
+    query, key, value, bias = (x.flatten(0, 1) for x in (query * query.shape[-1] ** -0.5, key, value, bias))
+    weights = torch.baddbmm(bias, query, key.transpose(1, 2)).softmax(-1)
+    return torch.bmm(dropout(weights, rate), value).unflatten(0, (-1, self.heads))
+
+  def forward(self, x, bias=None):
+    """x [rows, tokens, width]; bias of the attention's logits [rows, heads, tokens, tokens] or None."""
+    rate = self.rate if self.training else 0.0
+    rows, tokens, width = x.shape
+    query, key, value = self.qkv(x).view(rows, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+    attended = self.attend(query, key, value, bias, rate).transpose(1, 2).reshape(rows, tokens, width)
+    x = self.norm1(x + dropout(self.output(attended), rate))
+    mlp_output = self.mlp(x)
+    return self.norm2(x + dropout(mlp_output, rate)), mlp_output
+
+
+class Convolutions(nn.Module):
+  """Grouped convolutions over a grid of tokens, each with channel norm and GELU; residuals where asked and widths agree."""
+
+  def __init__(self, rank: int, widths: list[int], kernel: int, residual: bool):
+    super().__init__()
+    self.residual = residual
+    convolution = (nn.Conv1d, nn.Conv2d)[rank - 1]
+    self.layers = nn.ModuleList(
+      convolution(before, after, kernel, padding=kernel // 2, groups=GROUPS) for before, after in itertools.pairwise(widths)
+    )
+
+  def forward(self, x):
+    """[rows, *grid, channels] to the same with the last layer's channels."""
+    for layer in self.layers:
+      y = layer(x.movedim(-1, 1)).movedim(1, -1)
+      y = F.gelu(F.layer_norm(y, y.shape[-1:]))
+      x = x + y if self.residual and x.shape == y.shape else y
+    return x
+
+
+class WaveLayer(nn.Module):
+  """Strided convolution without bias and padding, norm over channels, GELU: [rows, time, channels]."""
+
+  def __init__(self, before: int, after: int, kernel: int, stride: int):
+    super().__init__()
+    self.kernel, self.stride = kernel, stride
+    self.weight = nn.Parameter(torch.randn(after, before, kernel) * math.sqrt(2 / (before * kernel)))
+    self.norm = nn.LayerNorm(after)
+
+  def forward(self, x):
+    if x.device.type == 'cpu':  # as a matrix product: half the time of conv1d, whose gradient of the weight is slow on CPU
+      windows = x.unfold(1, self.kernel, self.stride).transpose(2, 3).flatten(2)
+      x = F.linear(windows, self.weight.transpose(1, 2).flatten(1))
+    else:
+      x = F.conv1d(x.transpose(1, 2), self.weight, stride=self.stride).transpose(1, 2)
+    return F.gelu(self.norm(x))
+
+
+class Transformer(nn.Module):
+  """Entry norm, dropout and blocks; returns the output and the output of each block's MLP."""
+
+  def __init__(self, options: dict):
+    super().__init__()
+    self.rate, self.layer_drop = options['dropout'], options['layer_drop']
+    self.norm = nn.LayerNorm(options['width'], eps=options['norm_eps'])
+    self.blocks = nn.ModuleList(Block(options) for _ in range(options['blocks']))
+
+  def forward(self, x, bias=None):
+    x = dropout(self.norm(x), self.rate if self.training else 0.0)
     mlp_outputs = []
     for block in self.blocks:
-      x, mlp_output = block(x)
+      if self.training and self.layer_drop and random.random() < self.layer_drop:
+        continue
+      x, mlp_output = block(x, bias)
       mlp_outputs.append(mlp_output)
     return x, mlp_outputs
 
 
-class Decoder(nn.Module):
-  """Grouped convolutions, each with channel norm, GELU and a residual."""
+class ImageEncoder(nn.Module):
+  """Patches, positions, CLS token, blocks."""
+
+  grid_rank, extra_tokens = 2, 1
 
   def __init__(self, options: dict):
     super().__init__()
-    width, kernel = options['width'], options['kernel']
-    self.layers = nn.ModuleList(
-      nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=GROUPS) for _ in range(options['decoder_layers'])
-    )
-    self.projection = nn.Linear(width, width)
+    width = options['width']
+    self.local = nn.Linear(PATCH * PATCH * 3, width)
+    self.register_buffer('positions', sine_cosine_positions(width))
+    self.cls = nn.Parameter(torch.randn(1, 1, width))
+    self.transformer = Transformer(options)
 
-  def forward(self, x):
-    x = x.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2)
-    for layer in self.layers:
-      y = layer(x).permute(0, 2, 3, 1)
-      x = x + F.gelu(F.layer_norm(y, y.shape[-1:])).permute(0, 3, 1, 2)
-    return self.projection(x.permute(0, 2, 3, 1).flatten(1, 2))
+  def local_features(self, images):
+    """[B, 224, 224, 3] to [B, 196, width]."""
+    x = images.unflatten(2, (GRID, PATCH)).unflatten(1, (GRID, PATCH)).transpose(2, 3)
+    return self.local(x.reshape(len(images), GRID * GRID, -1))
+
+  def forward(self, x, visible=None):
+    """Local features [B, T, width]; visible [B, M, V] indices of kept tokens, or None for all tokens and no views."""
+    x = x + self.positions
+    if visible is not None:
+      x = take(x, visible).flatten(0, 1)
+    return self.transformer(torch.cat([self.cls.expand(len(x), -1, -1), x], 1))
+
+
+class AudioEncoder(nn.Module):
+  """Convolutions on the waveform, convolutional positions, blocks with ALiBi and a learned scale per head."""
+
+  grid_rank, extra_tokens = 1, 0
+
+  def __init__(self, options: dict):
+    super().__init__()
+    width = options['width']
+    before = (1, *(channels for channels, _, _ in WAVE_LAYERS))
+    self.local = nn.Sequential(
+      *(WaveLayer(channels, *layer) for channels, layer in zip(before, WAVE_LAYERS, strict=False)),
+      nn.LayerNorm(before[-1]),
+      nn.Linear(before[-1], width),
+    )
+    self.positions = Convolutions(1, [width] * 6, 19, residual=False)
+    self.register_buffer('slopes', alibi_slopes(options['heads']))
+    self.alibi_scale = nn.Parameter(torch.ones_like(self.slopes))
+    self.transformer = Transformer(options)
+
+  def local_features(self, waves):
+    """[B, samples] to [B, T, width]."""
+    return self.local(waves[..., None])
+
+  def forward(self, x, visible=None):
+    """As `ImageEncoder.forward`; the positions of a view see zeros in place of its masked frames."""
+    if visible is None:
+      places = torch.arange(x.shape[1], device=x.device)[None]
+      x = x + self.positions(x)
+    else:
+      places = visible.flatten(0, 1)
+      kept = x.new_zeros(*visible.shape[:2], x.shape[1]).scatter_(2, visible, 1)
+      positions = self.positions((x[:, None] * kept[..., None]).flatten(0, 1))
+      x = take(x, visible).flatten(0, 1) + take(positions, places[:, None])[:, 0]
+    distances = (places[:, None, :, None] - places[:, None, None, :]).abs()
+    return self.transformer(x, distances * (-self.slopes * self.alibi_scale.clamp(min=0)))
+
+
+def take(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+  """Tokens of x [B, T, width] at indices [B, M, V]: [B, M, V, width]."""
+  return x[torch.arange(len(x), device=x.device)[:, None, None], indices]
 
 
 class Data2vec2(nn.Module):
   """Student and decoder; `forward` is the loss, given the teacher."""
 
-  def __init__(self, options: dict):
+  def __init__(self, encoder: ImageEncoder | AudioEncoder, options: dict):
     super().__init__()
-    self.options = options
-    self.encoder = Encoder(options)
-    self.decoder = Decoder(options)
-
-  def forward(self, teacher: Encoder, images: torch.Tensor, masks: int) -> torch.Tensor:
-    tokens, kept, width = GRID * GRID, self.options['visible'], self.options['width']
-    order = torch.rand(len(images), masks, tokens, device=images.device).argsort(-1)
-    visible, masked = order[..., :kept], order[..., kept:]
-    with torch.no_grad():
-      _, layers = teacher(images)
-      normalised = [F.instance_norm(layer[:, 1:].float().transpose(1, 2)) for layer in layers[-self.options['top'] :]]
-      targets = (sum(normalised) / len(normalised)).transpose(1, 2)
-      targets = F.layer_norm(targets, (width,))
-
-    output, _ = self.encoder(images, visible)
-    noise = 0.01 * torch.randn(len(output), tokens - kept, width, device=images.device, dtype=output.dtype)
-    restore = order.argsort(-1).flatten(0, 1)[..., None].expand(-1, -1, width)
-    prediction = self.decoder(torch.cat([output[:, 1:], noise], 1).gather(1, restore)).view(
-      len(images), masks, tokens, width
+    self.options, self.encoder = options, encoder
+    width, decoder = options['width'], options['decoder']
+    self.decoder = Convolutions(
+      encoder.grid_rank, [width] + [decoder['width']] * decoder['layers'], decoder['kernel'], residual=True
     )
+    self.projection = nn.Linear(decoder['width'], width)
+
+  def forward(self, teacher: ImageEncoder | AudioEncoder, inputs: torch.Tensor, masks: int) -> torch.Tensor:
+    features = self.encoder.local_features(inputs)
+    rows, tokens, width = features.shape
+    extra, masked_count = self.encoder.extra_tokens, int(self.options['masked'] * tokens)
+    order = torch.rand(rows, masks, tokens, device=features.device).argsort(-1)
+    visible, masked = order.split([tokens - masked_count, masked_count], -1)
+    with torch.no_grad():
+      # The teacher of images has patches of its own; that of audio has the front end of the student.
+      _, layers = teacher(teacher.local_features(inputs) if teacher.local else features.detach())
+      normalised = [F.instance_norm(layer[:, extra:].float().transpose(1, 2)) for layer in layers[-self.options['top'] :]]
+      targets = (sum(normalised) / len(normalised)).transpose(1, 2)
+      if extra:
+        targets = F.layer_norm(targets, (width,))
+
+    output, _ = self.encoder(features, visible)
+    noise = MASK_NOISE * torch.randn(len(output), masked_count, width, device=output.device, dtype=output.dtype)
+    seen = dropout(output, self.options['dropout'])[:, extra:]
+    restore = order.argsort(-1).flatten(0, 1)[..., None].expand(-1, -1, width)
+    decoded = torch.cat([seen, noise], 1).gather(1, restore)
+    decoded = self.decoder(decoded.unflatten(1, (GRID, GRID)) if extra else decoded)
+    prediction = self.projection(decoded).view(rows, masks, tokens, width)
 
     where = masked[..., None].expand(-1, -1, -1, width)
-    target = targets[:, None].expand(-1, masks, -1, -1).gather(2, where)
-    regression = F.mse_loss(prediction.gather(2, where).float(), target, reduction='sum') / (where.numel() // width)
-    cls_error = output[:, 0].view(len(images), masks, width).float() - targets.mean(1)[:, None]
-    return (regression + 0.01 * cls_error.square().sum()) / math.sqrt(width)
+    loss = F.mse_loss(prediction.gather(2, where).float(), take(targets, masked), reduction='sum') / masked.numel()
+    if extra:
+      cls_error = output[:, 0].view(rows, masks, width).float() - targets.mean(1)[:, None]
+      loss = loss + 0.01 * cls_error.square().sum()
+    return loss / math.sqrt(width)
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--model', choices=MODELS, default='base')
-  parser.add_argument('--images', type=int, default=4)
-  parser.add_argument('--masks', type=int, default=8, help='masked views per image')
+  parser.add_argument('--model', choices=MODELS, default='image_base')
+  parser.add_argument('--examples', type=int, default=4, help='images or clips of a batch')
+  parser.add_argument('--seconds', type=float, default=20.0, help='length of the clips (audio)')
+  parser.add_argument('--masks', type=int, default=8, help='masked views per example')
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32', help='bfloat16 is autocast')
   parser.add_argument('--device', default='cpu')
   parser.add_argument('--steps', type=int, default=5)
@@ -157,39 +306,56 @@ def main():
 
   device = torch.device(arguments.device)
   torch.manual_seed(0)
+  random.seed(0)
   torch.backends.cudnn.benchmark = True
   torch.set_float32_matmul_precision('high')
-  model = Data2vec2(MODELS[arguments.model]).to(device)
-  if device.type == 'cuda':
+  options, audio = MODELS[arguments.model], arguments.model.startswith('audio')
+  model = Data2vec2((AudioEncoder if audio else ImageEncoder)(options), options).to(device)
+  if device.type == 'cuda' and not audio:
     model.decoder.to(memory_format=torch.channels_last)
-  teacher = copy.deepcopy(model.encoder).requires_grad_(False)
-  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-  loss_of = torch.compile(model) if arguments.compile else model
-  student_weights, teacher_weights = list(model.encoder.parameters()), list(teacher.parameters())
-  images = torch.randn(arguments.images, GRID * PATCH, GRID * PATCH, 3, device=device)
+  teacher = copy.deepcopy(model.encoder).requires_grad_(False).eval()
+  if audio:
+    teacher.local = None
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, **options['adam'])
+  teacher_weights = list(teacher.parameters())
+  student_weights = [model.encoder.get_parameter(name) for name, _ in teacher.named_parameters()]
+  if arguments.compile and audio:  # in parts, as layer drop makes the whole another program at each step
+    for part in (*model.modules(), *teacher.modules()):
+      if isinstance(part, Block | Convolutions | WaveLayer):
+        part.compile()
+  elif arguments.compile:
+    model.compile()
+  shape = (int(arguments.seconds * SAMPLE_RATE),) if audio else (GRID * PATCH, GRID * PATCH, 3)
+  inputs = torch.randn(arguments.examples, *shape, device=device)
 
   def step():
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.dtype == 'bfloat16'):
-      loss = loss_of(teacher, images, arguments.masks)
+      loss = model(teacher, inputs, arguments.masks)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 4.0)
+    if options['clip_norm']:
+      torch.nn.utils.clip_grad_norm_(model.parameters(), options['clip_norm'])
     optimizer.step()
     optimizer.zero_grad()
     with torch.no_grad():
-      torch._foreach_lerp_(teacher_weights, student_weights, 2e-4)
+      torch._foreach_lerp_(teacher_weights, student_weights, options['ema_rate'])
     return loss.item()
 
   for _ in range(2 if device.type == 'cpu' else 5):
     step()
-  seconds = []
+  seconds, losses = [], []
   for _ in range(arguments.steps):
     start = time.perf_counter()
-    step()
+    losses.append(step())
     seconds.append(time.perf_counter() - start)
+  median = statistics.median(seconds)
   result = {
-    'step_seconds': statistics.median(seconds),
+    'step_seconds': median,
     'step_seconds_min': min(seconds),
-    'images_per_second': arguments.images / statistics.median(seconds),
+    'examples_per_second': arguments.examples / median,
+    **({'audio_seconds_per_second': arguments.examples * arguments.seconds / median} if audio else {}),
+    'loss_first': losses[0],
+    'loss_last': losses[-1],
+    'parameters': sum(weight.numel() for weight in model.parameters()),
     **vars(arguments),
     'torch': torch.__version__,
     'threads': torch.get_num_threads(),

@@ -175,9 +175,9 @@ def costliest(operations: list[Operation], count: int) -> list[tuple[int, int, s
 def compile_step(config, topology: str, examples_per_chip: int):
   """Compiles the train step of a config for a topology; returns (objective, device, compiled, seconds of compilation)."""
   import jax
-  import jax.numpy as jnp
   from jax.experimental import topologies
 
+  from d2v_jax.benchmark import random_batch
   from d2v_jax.errors import InputError
   from d2v_jax.parallel import mesh as meshes
   from d2v_jax.tasks import TASKS
@@ -194,13 +194,13 @@ def compile_step(config, topology: str, examples_per_chip: int):
       f'--topology: {topology} cannot be described ({error}); is the libtpu of this jax installed?'
     ) from error
   config.batch_size = examples_per_chip * config.accumulate_steps * len(devices)
+  if 'rows_multiple' in config.data:
+    config.data.rows_multiple = config.batch_size
   mesh = meshes.build(config, devices)
   objective = TASKS[config.task].objective_of(config)
   rows = meshes.batch_sharding(mesh)
-  batch = {
-    'image': jax.ShapeDtypeStruct((config.batch_size, *objective.modality.example), jnp.uint8, sharding=rows),
-    'valid': jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=rows),
-  }
+  describe = lambda array: jax.ShapeDtypeStruct((config.batch_size, *array.shape[1:]), array.dtype, sharding=rows)
+  batch = jax.tree.map(describe, random_batch(config, objective.modality.example, 1))
   step = sharded_step(objective, config, max(config.total_steps, 1), mesh)
   lowered = step.lower(abstract_state(objective, config, mesh), batch)
   start = time.perf_counter()
@@ -219,7 +219,7 @@ def estimate(config, topology: str, examples_per_chip: int) -> tuple[dict, list[
   milliseconds = {part: 1e3 * cycles / clock for part, cycles in cycles_by_part(operations).items()}
   total = sum(milliseconds.values())
 
-  model_flops = objective.flops_per_example()
+  model_flops = objective.flops_per_example(objective.modality.example)
   per_chip = examples_per_chip * config.accumulate_steps * sum(model_flops.values())
   compiled_flops = compiled.cost_analysis()['flops']
   (known, others), (loop_count, heavy_loops) = uncharged(operations), loops(operations)

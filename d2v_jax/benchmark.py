@@ -1,9 +1,10 @@
 """`python -m d2v_jax.benchmark --config=configs/NAME.py [--steps=N]`: how fast this machine trains the config.
 
-Runs the real train step on random images and prints what it measured, then one JSON object on the last line: step time
-(median, fastest, slowest), examples per second, model FLOP/s and, where the device is known, MFU; peak memory; compile time;
-and the input pipeline alone. The pipeline reads `config.data.source` where that can be opened; else JPEG files of 400 x 500
-pixels made on the spot. Compare two programs as ratios of runs in turns on one machine (`benchmarks/compare.py`).
+Runs the real train step on random input and prints what it measured, then one JSON object on the last line: step time
+(median, fastest, slowest), examples per second, of speech also its seconds per second, model FLOP/s and, where the device is
+known, MFU; peak memory; compile time; and the input pipeline alone. Speech is timed in batches of the longest bucket. The
+pipeline reads `config.data.source` where that can be opened; else files made on the spot: JPEG of 400 x 500 pixels, or FLAC
+of 15 s. Compare two programs as ratios of runs in turns on one machine (`benchmarks/compare.py`).
 """
 
 import io
@@ -26,8 +27,8 @@ _PIPELINE_SECONDS = flags.DEFINE_float('pipeline_seconds', 10.0, 'How long the i
 def time_steps(config, steps: int) -> dict:
   """Times the train step of a config on all devices; see the module's docstring for what is returned."""
   import jax
-  import numpy as np
 
+  from d2v_jax.data.audio import SAMPLE_RATE
   from d2v_jax.parallel import mesh as meshes
   from d2v_jax.report.progress import peak_flops
   from d2v_jax.tasks import TASKS
@@ -35,10 +36,8 @@ def time_steps(config, steps: int) -> dict:
 
   mesh = meshes.build(config)
   objective = TASKS[config.task].objective_of(config)
-  rng = np.random.default_rng(0)
-  rows = config.batch_size // jax.process_count()
-  images = rng.integers(0, 256, (rows, *objective.modality.example), np.uint8)
-  batch = meshes.global_batch(mesh, {'image': images, 'valid': np.ones(rows, bool)})
+  example = objective.modality.example
+  batch = meshes.global_batch(mesh, random_batch(config, example, config.batch_size // jax.process_count()))
 
   start = time.perf_counter()
   lowered = sharded_step(objective, config, max(config.total_steps, 1), mesh).lower(
@@ -57,13 +56,14 @@ def time_steps(config, steps: int) -> dict:
     seconds.append(time.perf_counter() - start_step)
   seconds = seconds[2:]
   median = statistics.median(seconds)
-  flops = config.batch_size * sum(objective.flops_per_example().values())
+  flops = config.batch_size * sum(objective.flops_per_example(example).values())
   peaks = [peak_flops(device) for device in mesh.devices.flat]
   return {
     'step_seconds': median,
     'step_seconds_min': min(seconds),
     'step_seconds_max': max(seconds),
     'examples_per_second': config.batch_size / median,
+    **({'audio_seconds_per_second': config.batch_size * example[0] / SAMPLE_RATE / median} if len(example) == 1 else {}),
     'model_flops_per_step': flops,
     'model_flops_per_second': flops / median,
     'mfu': None if None in peaks else flops / median / sum(peaks),
@@ -74,6 +74,21 @@ def time_steps(config, steps: int) -> dict:
     'device': mesh.devices.flat[0].device_kind,
     'devices': mesh.size,
   }
+
+
+def random_batch(config, example: tuple[int, ...], rows: int) -> dict:
+  """A batch as the loader makes them, NumPy, of random examples of this shape."""
+  import numpy as np
+
+  rng = np.random.default_rng(0)
+  valid = {'valid': np.ones(rows, bool)}
+  if config.modality == 'image':
+    return {'image': rng.integers(0, 256, (rows, *example), np.uint8), **valid}
+  batch = {'audio': rng.normal(size=(rows, *example)).astype(np.float32), **valid}
+  if config.task == 'ctc':  # 15 letters a second are normal speech
+    letters = rng.integers(4, 32, (rows, max(example[0] // 1100, 1)), np.int32)
+    batch |= {'length': np.full(rows, example[0], np.int32), 'letters': letters}
+  return batch
 
 
 def _peak_memory(device) -> int:
@@ -91,17 +106,18 @@ def time_pipeline(config, seconds: float) -> dict:
   try:
     source, origin = open_source(config, 'train'), config.data.source
   except InputError as error:
-    logging.info('The pipeline is timed on generated JPEG files, since: %s', error)
-    source, origin = _Photographs(), 'generated JPEG files, 400 x 500 pixels'
+    logging.info('The pipeline is timed on generated files, since: %s', error)
+    made = {'image': (_Photographs, 'JPEG files, 400 x 500 pixels'), 'audio': (_Recordings, 'FLAC files, 15 s')}
+    source, origin = made[config.modality][0](), f'generated {made[config.modality][1]}'
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   config.data.workers = min(config.data.workers, cores)
   with TrainLoader(config, source, 0) as loader:
     next(loader)  # starting the workers is not counted
-    start, batches = time.perf_counter(), 0
+    start, batches, examples = time.perf_counter(), 0, 0
     while batches < 2 or time.perf_counter() - start < seconds:
-      next(loader)
+      examples += len(next(loader)['valid'])
       batches += 1
-    rate = batches * config.batch_size / (time.perf_counter() - start)
+    rate = examples / (time.perf_counter() - start)
   return {
     'pipeline_source': origin,
     'pipeline_examples_per_second': rate,
@@ -137,6 +153,37 @@ class _Photographs:
 
   def name(self, index: int) -> str:
     return f'photograph {index}'
+
+
+class _Recordings:
+  """A source of 16 different FLAC files, 15 s of noise with the spectrum and about the bytes of speech."""
+
+  classes = ()
+
+  def __init__(self):
+    import numpy as np
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    self._files = []
+    for _ in range(16):
+      noise = np.convolve(rng.normal(size=15 * 16_000), np.hanning(16), 'same')
+      file = io.BytesIO()
+      soundfile.write(file, 0.05 * noise / noise.std(), 16_000, format='flac')
+      self._files.append(file.getvalue())
+    self.lengths = np.full(100_000, 15 * 16_000)
+    self.texts = ['THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG'] * len(self.lengths)
+
+  def __len__(self):
+    return len(self.lengths)
+
+  def read(self, index: int) -> dict:
+    from d2v_jax.data.audio import decode
+
+    return {'audio': decode(self._files[index % len(self._files)]), 'text': self.texts[index], 'label': -1}
+
+  def name(self, index: int) -> str:
+    return f'recording {index}'
 
 
 def main() -> None:

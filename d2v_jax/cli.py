@@ -13,7 +13,7 @@ from logging import WARNING
 from absl import flags, logging
 from ml_collections import config_flags
 
-from d2v_jax.config import field_names
+from d2v_jax.config import default_config, field_names, known_fields
 from d2v_jax.errors import InputError, RunError
 from d2v_jax.train.interruption import Interrupted
 
@@ -33,7 +33,8 @@ def config_of(holder: flags.FlagHolder):
   if config is None:
     raise InputError(f'--config: get_config() in {path} does not return a config; end it with `return config`')
   try:
-    missing = sorted(set(field_names()) - set(field_names(config)))
+    complete = default_config(config.get('modality', 'image'), config.get('task', 'pretrain'))
+    missing = sorted(set(field_names(complete)) - set(field_names(config)))
   except OSError as error:  # of a file that could not be read, every attribute raises
     raise InputError(f'--config: {path} does not exist; give one of configs/*.py or your own') from error
   if missing:
@@ -103,7 +104,10 @@ def _unknown_field(error) -> str:
   found = found.group(1)
   given = next((a for a in sys.argv[1:] if re.match(rf'--config\.(\w+\.)*{found}(\.\w+)*=', a)), f'--config.{found}')
   name = given.removeprefix('--').partition('=')[0]
-  nearest = difflib.get_close_matches(name, field_names(), 1, 0.0)
+  known = known_fields()
+  if name in known:
+    return f'{name}: this config has no such field; configs to {known[name]} have it'
+  nearest = difflib.get_close_matches(name, known, 1, 0.0)
   return f'{name}: there is no such field; the nearest is {nearest[0]}'
 
 

@@ -1,7 +1,7 @@
 """Every option of a run, with its default: the one schema that `configs/*.py` fill in and `--config.field=value` overrides.
 
-`default_config()` lists every field, so a config file only states what it changes. `validate(config)` refuses what cannot
-work before any time is spent. The names follow `docs/algorithm.md`.
+`default_config(modality, task)` lists every field, so a config file only states what it changes. `validate(config)` refuses
+what cannot work before any time is spent. The names follow `docs/algorithm.md`.
 """
 
 import difflib
@@ -13,17 +13,23 @@ from ml_collections import ConfigDict
 from d2v_jax.errors import InputError
 
 
-def default_config() -> ConfigDict:
-  """Returns the full config of data2vec 2.0 on images, ViT-B sized, locked: unknown fields are refused by name."""
+def default_config(modality: str = 'image', task: str = 'pretrain') -> ConfigDict:
+  """Returns the full config of a task on a modality, base sized, locked: unknown fields are refused by name.
+
+  For pretraining these are the released base recipes; a config holds only the fields that its task and modality read.
+  """
+  if (modality, task) not in _SECTIONS:
+    known = ', '.join(f'{task} on {modality}' for modality, task in _SECTIONS)
+    raise InputError(f'config.task: {task} on {modality} does not exist; there are {known}')
   config = ConfigDict()
-  config.task = 'pretrain'
+  config.task = task
   config.method = 'data2vec2'
-  config.modality = 'image'
+  config.modality = modality
 
   config.seed = 1
   config.total_steps = 0  # optimiser updates; or give total_epochs
   config.total_epochs = 0.0  # passes over the training examples; used when total_steps is 0
-  config.batch_size = 256  # examples per update, over all devices and accumulated micro-batches
+  config.batch_size = 256  # examples per update, over all devices and micro-batches; of speech: of the longest bucket
   config.accumulate_steps = 1  # micro-batches per update; the result equals the undivided batch's
   config.learning_rate = 1e-3  # the peak of the schedule
   config.dtype = 'bfloat16'  # of activations; parameters, teacher, targets and losses are always float32
@@ -41,46 +47,83 @@ def default_config() -> ConfigDict:
     {
       'source': '',  # KIND:PLACE, see README
       'tfds_dir': '',  # where prepared TFDS datasets live; empty: the TFDS default
-      'image_size': 224,  # pixels; the side of the square the model sees
-      'crop_area': (0.2, 1.0),  # random resized crop: range of the area fraction
-      'crop_aspect': (3 / 4, 4 / 3),  # and of the aspect ratio (log-uniform)
-      'flip': True,  # mirror left-right with probability one half
-      'mean': (0.485, 0.456, 0.406),  # per channel, of pixels in [0, 1]
-      'std': (0.229, 0.224, 0.225),
-      'holdout': 0.0,  # evaluate on this fraction of the training part instead of the test part (for choosing settings)
+      'holdout': 0.0,  # evaluate on this fraction of the training part instead of the test part; of speech: whole speakers
       'workers': 8,  # worker processes that decode and augment; 0: in the main process
       'prefetch': 2,  # batches each worker prepares ahead
       'max_unreadable': 100,  # examples that may fail to decode (each is named and skipped) before the run stops
     }
   )
-
   config.model = ConfigDict(
     {
-      'patch_size': 16,
       'embed_dim': 768,
       'prenet_depth': 2,  # blocks that belong to the modality and give no targets
       'depth': 10,  # main blocks
       'num_heads': 12,
       'mlp_ratio': 4,
       'norm_eps': 1e-6,
-      'extra_tokens': 1,  # learned tokens before the patches; the last one is the CLS token
-      'positions_scale': 1.0,  # factor on the sine-cosine positions; 1: the paper's, smaller helps narrow models
-      'positions_dtype': 'float32',  # 'float16': rounded to it, as in files that the paper's code wrote after fp16 training
+      'extra_tokens': 1,  # learned tokens before the others; the last one is the CLS token
       'init_std': 0.02,  # of the transformer's linear layers
       'alibi': '',  # attention bias by distance: '', 'manhattan' or 'euclidean'
       'alibi_scale': 1.0,
+      'alibi_learned': False,  # the scale is a parameter, and that is its first value; it acts as at least 0
+      'alibi_per_head': False,  # one scale for each head
+      'alibi_per_layer': False,  # and for each block
+      # Rates in training; the teacher has none.
+      'dropout': {
+        'entry': 0.0,  # before the first block
+        'attention': 0.0,  # of attention weights
+        'attention_output': 0.0,
+        'activation': 0.0,  # inside the MLP, after each of its two layers
+        'mlp_output': 0.0,  # of the MLP's branch; targets are taken before it
+      },
+      'layer_drop': 0.0,  # a main block is skipped in a step with this probability
+      'prenet_layer_drop': 0.0,
     }
   )
+  config.optimizer = ConfigDict(
+    {
+      'beta1': 0.9,
+      'beta2': 0.95,
+      'eps': 1e-8,
+      'eps_uncorrected': False,  # add eps to the root of the uncorrected second moment, as the paper's code does
+      'weight_decay': 0.05,
+      'decay_all': False,  # decay biases, norms and ALiBi scales too, as the released runs most likely did
+      'clip_norm': 4.0,  # 0: none
+    }
+  )
+  config.schedule = ConfigDict(
+    {
+      'name': 'cosine',  # or 'tri_stage'
+      'warmup_steps': 50_040,  # of the cosine
+      'min_learning_rate': 0.0,
+      'phases': (0.1, 0.4, 0.5),  # of tri_stage: fractions of the run that warm up, hold and decay
+      'initial_scale': 0.01,  # of tri_stage: the first and the last learning rate, as fractions of the peak
+      'final_scale': 0.05,
+    }
+  )
+  config.health = ConfigDict(
+    {
+      'max_skipped': 20,  # the run stops at the first record after this many updates in a row were skipped (not finite)
+      'min_target_std': 0.0,  # stop below this spread of the targets after `grace_steps`; 0: only warn
+      'min_pred_std': 0.0,
+      'grace_steps': 5000,
+    }
+  )
+  for section in _SECTIONS[modality, task]:
+    section(config)
+  config.lock()
+  return config
 
+
+def _pretraining(config):
   config.mask = ConfigDict(
     {
       'ratio': 0.8,  # fraction of tokens hidden from the student
       'adjust': 0.07,  # raises the number of block centres drawn; never the final count
-      'block_size': 3,  # side of a block, in patches
+      'block_size': 3,  # side of a block, in tokens
       'inverse': True,  # blocks are what stays visible
     }
   )
-
   config.data2vec2 = ConfigDict(
     {
       'masks_per_example': 16,  # M: student views that share one teacher pass
@@ -97,6 +140,8 @@ def default_config() -> ConfigDict:
       'ema_decay': 0.9998,  # of the teacher, at the start
       'ema_end_decay': 0.99999,
       'ema_anneal_steps': 100_000,  # updates over which the decay goes linearly from start to end
+      'local_gradient': 1.0,  # factor on the gradient that goes into the local encoder
+      'teacher_scope': 'all',  # what the teacher averages: 'all', or 'context': all but the local encoder, which is shared
     }
   )
   config.decoder = ConfigDict(
@@ -107,54 +152,132 @@ def default_config() -> ConfigDict:
       'groups': 16,
       'residual': True,
       'positions': '',  # add the fixed positions to the decoder's input: '', 'masked' or 'all'
-    }
-  )
-
-  config.optimizer = ConfigDict(
-    {
-      'beta1': 0.9,
-      'beta2': 0.95,
-      'eps': 1e-8,
-      'eps_uncorrected': False,  # add eps to the root of the uncorrected second moment, as the paper's code does
-      'weight_decay': 0.05,
-      'decay_all': False,  # decay biases, norms and ALiBi scales too, as the released runs most likely did
-      'clip_norm': 4.0,  # 0: none
-    }
-  )
-  config.schedule = ConfigDict(
-    {
-      'name': 'cosine',
-      'warmup_steps': 50_040,
-      'min_learning_rate': 0.0,
-    }
-  )
-
-  config.health = ConfigDict(
-    {
-      'max_skipped': 20,  # the run stops at the first record after this many updates in a row were skipped (not finite)
-      'min_target_std': 0.0,  # stop below this spread of the targets after `grace_steps`; 0: only warn
-      'min_pred_std': 0.0,
-      'grace_steps': 5000,
+      'projection_layers': 1,  # linear layers to the width of the targets, with GELU between them
+      'projection_ratio': 2.0,  # width between those layers, over `dim`
+      'input_dropout': 0.0,  # of the student's output
     }
   )
   config.eval = ConfigDict(
     {
-      'features': 'final',  # 'final': last block's patches; 'layers': all blocks' MLP outputs side by side; 'cls'
+      'features': 'final',  # 'final': last block's tokens; 'layers': all blocks' MLP outputs side by side; 'cls'
       'weights': 'student',  # or 'teacher'
       'batch_size': 256,
       'knn_k': 20,
       'max_train': 0,  # labelled training examples used; 0: all
       'max_test': 0,
-      'controls': True,  # also score raw pixels and the untrained network
+      'controls': True,  # also score raw input and the untrained network
     }
   )
-  config.lock()
-  return config
 
 
-def field_names(config: ConfigDict | None = None) -> list[str]:
-  """Dotted names of all fields of a config (default: of ours), as they are written on the command line."""
-  return [name for name, _ in _leaves(default_config() if config is None else config, 'config')]
+def _images(config):
+  config.data.update(
+    image_size=224,  # pixels; the side of the square the model sees
+    crop_area=(0.2, 1.0),  # random resized crop: range of the area fraction
+    crop_aspect=(3 / 4, 4 / 3),  # and of the aspect ratio (log-uniform)
+    flip=True,  # mirror left-right with probability one half
+    mean=(0.485, 0.456, 0.406),  # per channel, of pixels in [0, 1]
+    std=(0.229, 0.224, 0.225),
+  )
+  config.model.update(
+    patch_size=16,
+    positions_scale=1.0,  # factor on the sine-cosine positions; 1: the paper's, smaller helps narrow models
+    positions_dtype='float32',  # 'float16': rounded to it, as in files that the paper's code wrote after fp16 training
+  )
+
+
+def _speech(config):
+  config.batch_size = 24
+  config.learning_rate = 7.5e-4
+  config.data.update(
+    # Lengths of the batches. Pretraining crops a clip to the longest bucket it fills and leaves out shorter ones;
+    # fine-tuning pads it to the shortest bucket that holds it and leaves out longer ones.
+    bucket_seconds=(2.0, 4.0, 7.5, 10.0, 12.0, 15.0, 20.0),
+    # Batches of shorter buckets have as many more rows as fit into the seconds of batch_size clips of the longest bucket,
+    # in multiples of this.
+    rows_multiple=8,
+    split_seconds=60.0,  # recordings without transcript that are longer become clips no longer than this
+  )
+  config.model.update(
+    conv_layers=((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2),  # (channels, kernel, stride) of the local encoder
+    conv_positions=ConfigDict(
+      {
+        'layers': 5,
+        'kernel': 19,
+        'groups': 16,
+        'pre_norm': False,  # a layer norm before the first layer
+        'see_padding': False,  # let padding act on the frames beside it, as the paper's code does
+      }
+    ),
+    **{'prenet_depth': 0, 'depth': 12, 'norm_eps': 1e-5, 'extra_tokens': 0},
+    **{'alibi': 'manhattan', 'alibi_learned': True, 'alibi_per_head': True, 'layer_drop': 0.05, 'prenet_layer_drop': 0.05},
+  )
+  config.model.dropout.update(entry=0.1, attention=0.1, attention_output=0.1, mlp_output=0.1)
+  config.optimizer.update(beta2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=0.0)
+  config.schedule.warmup_steps = 8_000
+  config.health.update(min_target_std=0.1, min_pred_std=0.01)
+
+
+def _speech_pretraining(config):
+  config.mask.update(ratio=0.5, adjust=0.05, block_size=5, inverse=False)
+  config.data2vec2.update(
+    **{'masks_per_example': 8, 'average_top_k': 8, 'target_norms': (), 'cls_loss': 0.0, 'cls_loss_examples': 1},
+    **{'ema_decay': 0.999, 'ema_end_decay': 0.99999, 'ema_anneal_steps': 75_000, 'teacher_scope': 'context'},
+  )
+  config.decoder.update(dim=384, layers=4, kernel=7, input_dropout=0.1)
+
+
+def _ctc(config):
+  config.method = ''
+  config.batch_size = 40
+  config.data.bucket_seconds = (4.0, 8.0, 12.0, 16.0, 20.0, 25.0, 40.0)
+  config.ctc = ConfigDict(
+    {
+      'freeze_steps': 10_000,  # updates in which only the new head learns
+      'train_front_end': False,  # also train the convolutions of the local encoder
+      'time_mask': 0.65,  # frames that are span starts, times time_mask_length; 0: none
+      'time_mask_length': 10,  # frames
+      'mask_noise_std': 0.01,  # of what stands at masked frames; 0: zeros
+      'channel_mask': 0.25,  # likewise for spans of channels, which become 0
+      'channel_mask_length': 64,
+      'head_dropout': 0.0,
+    }
+  )
+  config.model.dropout.update(entry=0.0, attention=0.0, attention_output=0.0, mlp_output=0.0, activation=0.1)
+  config.model.update(layer_drop=0.1, prenet_layer_drop=0.1)
+  config.optimizer.update(eps=1e-8, weight_decay=0.0)
+  config.schedule.update(name='tri_stage', warmup_steps=0)
+  config.eval = ConfigDict(
+    {
+      'max_test': 0,  # test examples used; 0: all
+      'beam_width': 0,  # of the beam search that is scored beside greedy decoding; 0: none
+      'language_model': '',  # an n-gram model in ARPA format for the beam search
+      'language_model_weight': 2.0,
+      'word_score': -1.0,  # added for every word
+    }
+  )
+
+
+# What fills a config beyond the fields that all have.
+_SECTIONS = {
+  ('image', 'pretrain'): (_pretraining, _images),
+  ('audio', 'pretrain'): (_pretraining, _speech, _speech_pretraining),
+  ('audio', 'ctc'): (_speech, _ctc),
+}
+
+
+def field_names(config: ConfigDict) -> list[str]:
+  """Dotted names of all fields of a config, as they are written on the command line."""
+  return [name for name, _ in _leaves(config, 'config')]
+
+
+def known_fields() -> dict[str, str]:
+  """Every field of any config, by dotted name -> 'TASK on MODALITY' of the first config that has it."""
+  return {
+    name: f'{task} on {modality}'
+    for modality, task in reversed(_SECTIONS)
+    for name in field_names(default_config(modality, task))
+  }
 
 
 def to_dict(config: ConfigDict) -> dict:
@@ -170,41 +293,49 @@ def differences(one: dict, other: dict) -> dict[str, tuple]:
 
 
 _CHOICES = {
-  'task': ('pretrain',),
-  'method': ('data2vec2',),
-  'modality': ('image',),
   'dtype': ('bfloat16', 'float32'),
   'model.alibi': ('', 'manhattan', 'euclidean'),
   'model.positions_dtype': ('float32', 'float16'),
   'decoder.positions': ('', 'masked', 'all'),
-  'schedule.name': ('cosine',),
+  'data2vec2.teacher_scope': ('all', 'context'),
+  'schedule.name': ('cosine', 'tri_stage'),
   'eval.features': ('final', 'layers', 'cls'),
   'eval.weights': ('student', 'teacher'),
 }
 _AT_LEAST_ONE = (
   *('batch_size', 'accumulate_steps', 'log_every', 'checkpoint_every'),
-  *('data.image_size', 'data.prefetch', 'eval.batch_size', 'eval.knn_k', 'health.max_skipped'),
+  *('data.image_size', 'data.rows_multiple', 'data.prefetch', 'eval.batch_size', 'eval.knn_k', 'health.max_skipped'),
   *('model.patch_size', 'model.embed_dim', 'model.depth', 'model.num_heads', 'model.mlp_ratio', 'mask.block_size'),
+  *('model.conv_positions.layers', 'model.conv_positions.kernel', 'model.conv_positions.groups'),
   *('data2vec2.masks_per_example', 'data2vec2.average_top_k', 'data2vec2.cls_loss_examples', 'data2vec2.ema_anneal_steps'),
-  *('decoder.layers', 'decoder.dim', 'decoder.kernel', 'decoder.groups'),
+  *('decoder.layers', 'decoder.dim', 'decoder.kernel', 'decoder.groups', 'decoder.projection_layers'),
+  *('ctc.time_mask_length', 'ctc.channel_mask_length'),
 )
 _AT_LEAST_ZERO = (
   *('total_steps', 'total_epochs', 'learning_rate', 'eval_every', 'checkpoint_keep_every'),
-  *('data.workers', 'data.max_unreadable', 'eval.max_train', 'eval.max_test', 'health.grace_steps'),
+  *('data.workers', 'data.max_unreadable', 'data.split_seconds', 'eval.max_train', 'eval.max_test', 'health.grace_steps'),
   *('model.prenet_depth', 'model.extra_tokens', 'model.alibi_scale', 'model.norm_eps', 'model.init_std', 'mask.adjust'),
   *('data2vec2.loss_beta', 'data2vec2.loss_scale', 'data2vec2.mask_noise_std', 'data2vec2.cls_loss'),
   *('optimizer.eps', 'optimizer.weight_decay', 'optimizer.clip_norm'),
-  *('schedule.warmup_steps', 'schedule.min_learning_rate'),
+  *('schedule.warmup_steps', 'schedule.min_learning_rate', 'schedule.initial_scale', 'schedule.final_scale'),
+  *('ctc.freeze_steps', 'ctc.time_mask', 'ctc.channel_mask', 'ctc.mask_noise_std', 'eval.beam_width'),
 )
-_FRACTIONS = ('mask.ratio', 'data.holdout', 'data2vec2.ema_decay', 'data2vec2.ema_end_decay')
-_FRACTIONS += ('optimizer.beta1', 'optimizer.beta2')
-_NUMBERS = {'data.crop_area': 2, 'data.crop_aspect': 2, 'data.mean': 3, 'data.std': 3}
+_FRACTIONS = ('mask.ratio', 'data.holdout', 'data2vec2.local_gradient', 'data2vec2.ema_decay', 'data2vec2.ema_end_decay')
+_BELOW_ONE = ('optimizer.beta1', 'optimizer.beta2', 'model.layer_drop', 'model.prenet_layer_drop', 'decoder.input_dropout')
+_BELOW_ONE += tuple(
+  f'model.dropout.{place}' for place in ('entry', 'attention', 'attention_output', 'activation', 'mlp_output')
+)
+_BELOW_ONE += ('ctc.head_dropout',)
+_NUMBERS = {'data.crop_area': 2, 'data.crop_aspect': 2, 'data.mean': 3, 'data.std': 3, 'schedule.phases': 3}
 _NORMS = {'data2vec2.target_layer_norms': ('batch', 'instance', 'layer'), 'data2vec2.target_norms': ('layer', 'instance')}
 
 
 def validate(config: ConfigDict) -> None:
   """Raises InputError, naming the field, for values that cannot work in any run."""
   check = _Checker(config)
+  check.choice('task', tuple(dict.fromkeys(task for _, task in _SECTIONS)))
+  check.choice('modality', tuple(modality for modality, task in _SECTIONS if task == config.task))
+  check.choice('method', ('data2vec2',) if config.task == 'pretrain' else ('',))
   for name, allowed in _CHOICES.items():
     check.choice(name, allowed)
   for name in _AT_LEAST_ONE:
@@ -213,22 +344,22 @@ def validate(config: ConfigDict) -> None:
     check.range(name, 0)
   for name in _FRACTIONS:
     check.range(name, 0, 1)
+  for name in _BELOW_ONE:
+    check.range(name, 0, 1, below=True)
   for name, length in _NUMBERS.items():
     check.numbers(name, length)
-  for name in ('optimizer.beta1', 'optimizer.beta2'):
-    if check.value(name) == 1:
-      raise InputError(f'config.{name}: found 1.0; allowed is from 0 to below 1')
-  for name in ('data.crop_area', 'data.crop_aspect'):
-    if not 0 < check.value(name)[0] <= check.value(name)[1]:
-      raise InputError(f'config.{name}: found {check.value(name)}; two ascending numbers above 0 are needed')
-  if min(check.value('data.std')) <= 0:
-    raise InputError(f'config.data.std: found {check.value("data.std")}; 3 numbers above 0 are needed')
   for name, allowed in _NORMS.items():
-    for norm in check.value(name):
+    for norm in check.value(name, ()):
       if norm not in allowed:
         raise InputError(f'config.{name}: found {norm!r}; allowed: {", ".join(map(repr, allowed))}')
   _check_length(config)
   _check_sizes(config)
+  if config.modality == 'image':
+    _check_images(config)
+  if config.modality == 'audio':
+    _check_speech(config)
+  if config.task == 'pretrain':
+    _check_pretraining(config)
 
 
 def _check_length(config):
@@ -242,11 +373,43 @@ def _check_length(config):
 
 def _check_sizes(config):
   """Fields that must fit each other."""
-  model, decoder, method = config.model, config.decoder, config.data2vec2
+  model = config.model
   if model.embed_dim % model.num_heads:
     raise InputError(f'config.model.num_heads: {model.num_heads} does not divide embed_dim {model.embed_dim}')
-  if model.embed_dim % 4:
-    raise InputError(f'config.model.embed_dim: {model.embed_dim} is not a multiple of 4, which 2-D positions need')
+  phases = config.schedule.phases
+  if min(phases) < 0 or not math.isclose(sum(phases), 1, abs_tol=1e-6):
+    raise InputError(f'config.schedule.phases: found {phases}; three fractions that add up to 1 are needed')
+
+
+def _check_images(config):
+  for name in ('crop_area', 'crop_aspect'):
+    if not 0 < config.data[name][0] <= config.data[name][1]:
+      raise InputError(f'config.data.{name}: found {config.data[name]}; two ascending numbers above 0 are needed')
+  if min(config.data.std) <= 0:
+    raise InputError(f'config.data.std: found {config.data.std}; 3 numbers above 0 are needed')
+  if config.model.embed_dim % 4:
+    raise InputError(f'config.model.embed_dim: {config.model.embed_dim} is not a multiple of 4, which 2-D positions need')
+
+
+def _check_speech(config):
+  buckets, positions = config.data.bucket_seconds, config.model.conv_positions
+  if not buckets or sorted(set(buckets)) != list(buckets) or buckets[0] <= 0:
+    raise InputError(f'config.data.bucket_seconds: found {buckets}; ascending lengths in seconds are needed')
+  if config.batch_size % config.data.rows_multiple:
+    raise InputError(
+      f'config.data.rows_multiple: {config.data.rows_multiple} does not divide config.batch_size {config.batch_size}'
+    )
+  layers = config.model.conv_layers
+  if not layers or not all(len(layer) == 3 and min(layer) >= 1 for layer in layers):
+    raise InputError(f'config.model.conv_layers: found {layers}; (channels, kernel, stride) for each layer is needed')
+  if config.model.embed_dim % positions.groups:
+    raise InputError(
+      f'config.model.conv_positions.groups: {positions.groups} does not divide embed_dim {config.model.embed_dim}'
+    )
+
+
+def _check_pretraining(config):
+  model, decoder, method = config.model, config.decoder, config.data2vec2
   if method.average_top_k > model.depth:
     raise InputError(f'config.data2vec2.average_top_k: {method.average_top_k} of model.depth {model.depth} main blocks')
   for width in (model.embed_dim, decoder.dim):
@@ -259,30 +422,34 @@ def _check_sizes(config):
 
 
 class _Checker:
-  """Checks of single fields by dotted name."""
+  """Checks of single fields by dotted name; one that the config does not have is fine."""
 
   def __init__(self, config):
     self._config = config
 
-  def value(self, name):
+  def value(self, name, default=None):
     value = self._config
     for part in name.split('.'):
+      if part not in value:
+        return default
       value = value[part]
     return value
 
   def choice(self, name, allowed):
-    if self.value(name) not in allowed:
-      nearest = difflib.get_close_matches(str(self.value(name)), allowed, 1)
+    value = self.value(name, allowed[0])
+    if value not in allowed:
+      nearest = difflib.get_close_matches(str(value), allowed, 1)
       hint = f'; did you mean {nearest[0]!r}?' if nearest else ''
-      raise InputError(f'config.{name}: found {self.value(name)!r}; allowed: {", ".join(map(repr, allowed))}{hint}')
+      raise InputError(f'config.{name}: found {value!r}; allowed: {", ".join(map(repr, allowed))}{hint}')
 
-  def range(self, name, low, high=math.inf):
-    if not low <= self.value(name) <= high:
-      bounds = f'at least {low}' if high == math.inf else f'from {low} to {high}'
-      raise InputError(f'config.{name}: found {self.value(name)}; allowed is {bounds}')
+  def range(self, name, low, high=math.inf, below=False):
+    value = self.value(name, low)
+    if not low <= value <= high or (below and value == high):
+      bounds = f'at least {low}' if high == math.inf else f'from {low} to {"below " if below else ""}{high}'
+      raise InputError(f'config.{name}: found {value}; allowed is {bounds}')
 
   def numbers(self, name, length):
-    value = self.value(name)
+    value = self.value(name, (0,) * length)
     if len(value) != length or not all(isinstance(item, (int, float)) for item in value):
       raise InputError(f'config.{name}: found {value}; {length} numbers are needed')
 

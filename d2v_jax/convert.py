@@ -50,7 +50,7 @@ def _print_account(name, account):
 def _print_differences(config):
   nearest = fairseq_config.differences(config)
   if nearest is None:
-    print('its config is compared with no recipe: there is no configs/ folder beside the package')
+    print(f'its config is compared with no recipe: configs/ has none of {config.task} on {config.modality} here')
     return
   name, fields = nearest
   print(f'its config {"differs from" if fields else "equals"} configs/{name}.py, the nearest recipe{":" if fields else ""}')

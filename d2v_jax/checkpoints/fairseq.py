@@ -6,6 +6,7 @@ config that stands in the checkpoint. A modality is one function that lays out i
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from d2v_jax.checkpoints import fairseq_config, torch_pickle
+from d2v_jax.data.letters import VOCABULARY
 from d2v_jax.errors import InputError
 from d2v_jax.nn.positions import sincos_2d
 
@@ -44,9 +46,10 @@ class ImportedCheckpoint:
   """A checkpoint of the reference in our terms.
 
   Attributes:
-    params: student, {'encoder': ..., 'decoder': ...} of float32 arrays; without 'decoder' if the file has none.
-    teacher: {'encoder': ...}, or None if the file has none.
-    config: full config of the run that made it, as far as the file tells.
+    params: student of pretraining, {'encoder': ..., 'decoder': ...} of float32 arrays, without 'decoder' if the file has
+      none; or a model fine-tuned with CTC, {'encoder': ..., 'head': ...}.
+    teacher: {'encoder': ...}, without 'local_encoder' where teacher and student share it; None if the file has no teacher.
+    config: full config of the run that made it, as far as the file tells; `config.task` says what it is.
     student_account, teacher_account: where each tensor went.
     notes: what else the file holds or lacks, one line each.
   """
@@ -60,19 +63,20 @@ class ImportedCheckpoint:
 
 
 def student_params(state: dict) -> dict:
-  """Returns our student parameters from a flat state dict of the reference (name -> array).
+  """Returns our parameters from a flat state dict of the reference (name -> array), of pretraining or fine-tuned.
 
-  Works for anything shaped like the student, gradients for example; fixed positions may be absent.
+  Works for anything shaped like the student, gradients for example; fixed positions may be absent. An ALiBi scale counts as
+  a parameter.
 
   Raises:
     InputError: names the tensor that is missing, unexpected or of the wrong shape.
   """
-  return map_tensors(state)[0]
+  return _map_tensors(state)[0]
 
 
 def teacher_params(state: dict) -> dict:
   """Returns our teacher parameters, {'encoder': ...}, from the dict under the reference's `_ema`; raises likewise."""
-  return map_tensors(state)[0]
+  return _map_tensors(state, local_encoder=any('.local_encoder.' in name for name in state))[0]
 
 
 def import_checkpoint(path) -> ImportedCheckpoint:
@@ -81,32 +85,50 @@ def import_checkpoint(path) -> ImportedCheckpoint:
   Raises:
     InputError: the file cannot be read, is of another model, or describes a network that ours cannot be.
   """
-  content = torch_pickle.read(path, only=('model', 'cfg', 'args'))
+  content = torch_pickle.read(path, only=('model', 'cfg', 'args', 'task_state'))
   try:
     if not isinstance(content.get('model'), dict):
-      raise InputError('has no dict of weights under "model"; give a pretraining checkpoint of fairseq')
+      raise InputError('has no dict of weights under "model"; give a pretraining or CTC checkpoint of fairseq')
     state = dict(content['model'])
-    teacher_state = state.pop('_ema', None)
+    teacher_state = state.pop('_ema', state.pop(CTC + '_ema', None))
     cfg = fairseq_config.normalise(content)
-    params, account = map_tensors(state)
+    cfg['model.supported_modality'] = _modality(state)
     config, notes = fairseq_config.config_from(cfg)
+    notes += _settle_alibi(state, config)
+    learned = config.model.alibi_learned
+    params, account = _map_tensors(state, alibi_learned=learned)
+    if (config.task == 'ctc') != ('head' in params):
+      raise InputError(
+        f'its config is of {cfg["model._name"]!r}, its tensors are of another model; give the file as written'
+      )
     _check_positions(state, config)
     _check_sizes(params, config)
-    teacher, teacher_account = (None, None) if teacher_state is None else map_tensors(teacher_state)
+    if config.task == 'ctc':
+      notes += _check_letters(content.get('task_state'), params['head']['bias'].size)
+    teacher, teacher_account = None, None
+    if teacher_state is not None and config.task == 'pretrain':
+      whole = config.data2vec2.teacher_scope == 'all'
+      teacher, teacher_account = _map_tensors(teacher_state, local_encoder=whole, alibi_learned=learned)
   except InputError as error:
     raise InputError(f'{path}: {error}') from error
-  if 'decoder' not in params:
+  if config.task == 'pretrain' and 'decoder' not in params:
     notes.append('decoder: not in the file; features need none, training would start with a new one')
-  if teacher is None:
+  if config.task == 'pretrain' and teacher is None:
     notes.append('teacher: not in the file (no "_ema")')
+  if config.task == 'ctc' and teacher_state is not None:
+    notes.append('teacher: left over from the pretraining, not imported')
   notes.append('optimizer state, progress and task state of the file are not imported')
   return ImportedCheckpoint(params, teacher, config, account, teacher_account, notes)
 
 
-def map_tensors(state: dict) -> tuple[dict, Account]:
-  """Returns (our parameters, the account) of a student's or teacher's flat state dict; raises as `student_params`."""
+def _map_tensors(state, local_encoder=True, alibi_learned=True) -> tuple[dict, Account]:
+  """Returns (our parameters, the account) of a flat state dict; raises as `student_params`.
+
+  Without `local_encoder` the dict must have none: a teacher that shares the student's. An ALiBi scale that is not learned is
+  no parameter.
+  """
   state = _modern_names(state)
-  layout = _layout(state)
+  layout = _layout(state, local_encoder, alibi_learned)
   unexpected = [name for name in state if name not in layout]
   missing = [name for name, tensor in layout.items() if tensor.ours and name not in state]
   if unexpected:
@@ -138,7 +160,7 @@ def _modern_names(state):
   modern = {}
   for name, value in state.items():
     if not isinstance(value, np.ndarray):
-      raise InputError(f'{name!r} holds a {type(value).__name__}, not a tensor; only data2vec 2.0 image models can be read')
+      raise InputError(f'{name!r} holds a {type(value).__name__}, not a tensor; only data2vec 2.0 models can be read')
     name = re.sub(r'\.(fixed_)?positional_encoder\.(pos_embed|positions)$', '.fixed_positional_encoder.positions', name)
     if name.endswith('.alibi_scale') and value.ndim == 4:
       value = value[None]
@@ -146,44 +168,109 @@ def _modern_names(state):
   return modern
 
 
-def _layout(state):
-  """The layout of the modality whose tensors these are."""
-  modalities = sorted({match[1] for name in state if (match := re.match(r'modality_encoders\.([A-Z]+)\.', name))})
-  if any(re.match(r'(model|w2v_encoder|classification_heads)\.', name) for name in state):
-    raise InputError('a fine-tuned model; only pretraining checkpoints can be read so far')
-  if not modalities:
-    raise InputError('no tensor of a modality encoder ("modality_encoders.IMAGE...."); only data2vec 2.0 models can be read')
-  if modalities not in [[known] for known in LAYOUTS]:
+def _modality(state):
+  """The modality whose tensors these are."""
+  found = sorted({match[1] for name in state if (match := re.search(r'(?:^|\.)modality_encoders\.([A-Z]+)\.', name))})
+  known = ', '.join(LAYOUTS).lower()
+  if not found:
     raise InputError(
-      f'a model of {", ".join(modalities).lower()}; only {", ".join(LAYOUTS).lower()} models can be read so far'
+      f'no tensor of a modality encoder ("modality_encoders.AUDIO...."); only data2vec 2.0 models of {known} can be read'
     )
-  return LAYOUTS[modalities[0]](state)
+  if found not in [[modality] for modality in LAYOUTS]:
+    raise InputError(f'a model of {", ".join(found).lower()}; only {known} models can be read so far')
+  return found[0]
 
 
-def _image_layout(state):
-  prefix = 'modality_encoders.IMAGE.'
-  width, channels, patch, _ = _shape(state, prefix + 'local_encoder.proj.weight', 4)
-  hidden, _ = _shape(state, 'blocks.0.mlp.fc1.weight', 2)
-  layout = {
-    prefix + 'local_encoder.proj.weight': Tensor(
-      (width, channels, patch, patch),
-      {'encoder/local_encoder/projection/kernel': lambda w: w.transpose(2, 3, 1, 0).reshape(-1, width)},
-    ),
-    prefix + 'local_encoder.proj.bias': Tensor((width,), {'encoder/local_encoder/projection/bias': np.asarray}),
-    **_norm(prefix + 'context_encoder.norm', 'encoder/norm', width),
-    **_blocks(state, prefix + 'context_encoder.', 'encoder/prenet', width, hidden),
-    **_blocks(state, '', 'encoder/block', width, hidden),
-    **_convolutional_decoder(state, prefix, width),
+def _layout(state, local_encoder, alibi_learned):
+  """The layout of the model whose tensors these are."""
+  layout = LAYOUTS[_modality(state)]
+  if any(name.startswith(CTC) for name in state):
+    return _fine_tuned_layout(state, layout, alibi_learned)
+  if any(re.match(r'(model|w2v_encoder|classification_heads)\.', name) for name in state):
+    raise InputError('a fine-tuned model, not of CTC; only pretraining and CTC checkpoints can be read so far')
+  return layout(state, local_encoder, alibi_learned)
+
+
+def _fine_tuned_layout(state, layout, alibi_learned):
+  """CTC: the pretrained model without its decoder, and a linear layer to the letters."""
+  pretrained = {name.removeprefix(CTC): value for name, value in state.items() if name.startswith(CTC)}
+  decoder = {name: value for name, value in pretrained.items() if '.decoder.' in name}
+  encoder = {name: value for name, value in pretrained.items() if name not in decoder}
+  head = 'w2v_encoder.proj'
+  (letters,) = _shape(state, head + '.bias', 1)
+  _, width = _shape(encoder, 'blocks.0.mlp.fc1.weight', 2)
+  return {
+    **{CTC + name: tensor for name, tensor in layout(encoder, True, alibi_learned).items()},
+    **{CTC + name: Tensor(value.shape, {}, 'decoder of the pretraining') for name, value in decoder.items()},
+    **_linear(head, 'head', width, letters),
   }
-  if (extra := prefix + 'extra_tokens') in state:
-    layout[extra] = Tensor((1, _shape(state, extra, 3)[1], width), {'encoder/extra_tokens': lambda w: w[0]})
+
+
+def _image_layout(state, local_encoder, alibi_learned):
+  prefix = 'modality_encoders.IMAGE.'
+  layout, width = _common_layout(state, prefix, 2, alibi_learned)
+  if local_encoder:
+    _, channels, patch, _ = _shape(state, prefix + 'local_encoder.proj.weight', 4)
+    layout |= {
+      prefix + 'local_encoder.proj.weight': Tensor(
+        (width, channels, patch, patch),
+        {'encoder/local_encoder/projection/kernel': lambda w: w.transpose(2, 3, 1, 0).reshape(-1, width)},
+      ),
+      prefix + 'local_encoder.proj.bias': Tensor((width,), {'encoder/local_encoder/projection/bias': np.asarray}),
+    }
   if (positions := prefix + 'fixed_positional_encoder.positions') in state:
     _check_sincos(state[positions], width)
     layout[positions] = Tensor(state[positions].shape, {}, f'fixed sine-cosine table in {state[positions].dtype}: computed')
+  return layout
+
+
+def _audio_layout(state, local_encoder, alibi_learned):
+  prefix = 'modality_encoders.AUDIO.'
+  layout, width = _common_layout(state, prefix, 1, alibi_learned)
+  positions = prefix + 'relative_positional_encoder.'
+  if positions + '0.weight' in state:
+    layout |= _norm(positions + '0', 'encoder/conv_positions/norm', width)
+    positions += '1.'
+  _, channels, kernel = _shape(state, positions + '1.0.weight', 3)
+  for i in range(_count(state, positions)):
+    layout |= _convolution(f'{positions}{i + 1}.0', f'encoder/conv_positions/conv_{i}', (width, channels, kernel))
+  if not local_encoder:
+    return layout
+  channels = 1
+  for i in range(max(1, _count(state, prefix + 'local_encoder.conv_layers.'))):  # at least one must be there
+    name, ours = f'{prefix}local_encoder.conv_layers.{i}', 'encoder/local_encoder'
+    features, _, kernel = _shape(state, name + '.0.weight', 3)
+    layout[name + '.0.weight'] = Tensor((features, channels, kernel), {f'{ours}/conv_{i}/kernel': np.transpose})
+    layout |= _norm(name + '.2.1', f'{ours}/norm_{i}', features)
+    channels = features
+  layout |= _norm(prefix + 'project_features.1', 'encoder/local_encoder/norm', channels)
+  layout |= _linear(prefix + 'project_features.2', 'encoder/local_encoder/projection', channels, width)
+  return layout
+
+
+CTC = 'w2v_encoder.w2v_model.'  # in front of the names in a model fine-tuned with CTC
+LAYOUTS = {'IMAGE': _image_layout, 'AUDIO': _audio_layout}
+
+
+def _common_layout(state, prefix, grid_rank, alibi_learned):
+  """(What all modalities have, the width): blocks, norm, decoder on a grid of that rank, extra tokens, ALiBi scale."""
+  hidden, width = _shape(state, 'blocks.0.mlp.fc1.weight', 2)
+  layout = {
+    **_norm(prefix + 'context_encoder.norm', 'encoder/norm', width),
+    **_blocks(state, prefix + 'context_encoder.', 'encoder/prenet', width, hidden),
+    **_blocks(state, '', 'encoder/block', width, hidden),
+    **_decoder(state, prefix + 'decoder.', width, grid_rank),
+  }
+  if (extra := prefix + 'extra_tokens') in state:
+    layout[extra] = Tensor((1, _shape(state, extra, 3)[1], width), {'encoder/extra_tokens': lambda w: w[0]})
   if (scale := prefix + 'alibi_scale') in state:
-    if np.ptp(state[scale]) > 0:
-      raise InputError(f'tensor {scale!r} holds learned ALiBi scales, which image models here do not have')
-    layout[scale] = Tensor(state[scale].shape, {}, 'constant ALiBi scale: config.model.alibi_scale')
+    layers, _, heads, _, _ = _shape(state, scale, 5)
+    if alibi_learned:
+      layout[scale] = Tensor((layers, 1, heads, 1, 1), {'encoder/alibi_scale': lambda w: w[:, 0, :, 0, 0]})
+    elif np.ptp(state[scale]) > 0:
+      raise InputError(f'tensor {scale!r} holds learned ALiBi scales, but its config has no ALiBi')
+    else:
+      layout[scale] = Tensor(state[scale].shape, {}, 'constant ALiBi scale: config.model.alibi_scale')
   for name, reason in (
     (prefix + 'encoder_mask', 'left over from an early version of the reference'),
     (prefix + 'alibi_bias', 'a table: computed'),
@@ -192,10 +279,7 @@ def _image_layout(state):
   ):
     if name in state:
       layout[name] = Tensor(state[name].shape, {}, reason)
-  return layout
-
-
-LAYOUTS = {'IMAGE': _image_layout}
+  return layout, width
 
 
 def _shape(state, name, rank):
@@ -248,18 +332,32 @@ def _blocks(state, prefix, ours, width, hidden):
   return layout
 
 
-def _convolutional_decoder(state, prefix, width):
-  """The 2-D decoder, if there is any of it. How many groups there are shows in how many channels the first kernel reads."""
-  prefix += 'decoder.'
+def _convolution(name, ours, shape):
+  """A convolution with bias, of any rank; its kernel has the shape [out, in / groups, ...]."""
+  return {
+    name + '.weight': Tensor(shape, {ours + '/kernel': lambda w: w.transpose(*range(2, w.ndim), 1, 0)}),
+    name + '.bias': Tensor(shape[:1], {ours + '/bias': np.asarray}),
+  }
+
+
+def _decoder(state, prefix, width, rank):
+  """The decoder, if there is any of it. How many groups there are shows in how many channels the first kernel reads."""
   if not any(name.startswith(prefix) for name in state):
     return {}
-  dim, channels, kernel, _ = _shape(state, prefix + 'blocks.0.0.weight', 4)
-  layout = _linear(prefix + 'proj', 'decoder/projection', dim, width)
+  dim, channels, kernel, *_ = _shape(state, prefix + 'blocks.0.0.weight', 2 + rank)
+  layout = {}
   for i in range(_count(state, prefix + 'blocks.')):
-    shape = (dim, channels if i == 0 else dim * channels // width, kernel, kernel)
-    layout[f'{prefix}blocks.{i}.0.weight'] = Tensor(shape, {f'decoder/conv_{i}/kernel': lambda w: w.transpose(2, 3, 1, 0)})
-    layout[f'{prefix}blocks.{i}.0.bias'] = Tensor((dim,), {f'decoder/conv_{i}/bias': np.asarray})
-  return layout
+    shape = (dim, channels if i == 0 else dim * channels // width, *(kernel,) * rank)
+    layout |= _convolution(f'{prefix}blocks.{i}.0', f'decoder/conv_{i}', shape)
+  hidden_layers = _count(state, prefix + 'proj.') - 1  # with activations between them, so every other number
+  if hidden_layers < 0:
+    return layout | _linear(prefix + 'proj', 'decoder/projection', dim, width)
+  size = dim
+  for i in range(hidden_layers):
+    hidden, _ = _shape(state, f'{prefix}proj.{2 * i}.weight', 2)
+    layout |= _linear(f'{prefix}proj.{2 * i}', f'decoder/hidden_{i}', size, hidden)
+    size = hidden
+  return layout | _linear(f'{prefix}proj.{2 * hidden_layers}', 'decoder/projection', size, width)
 
 
 def _check_sincos(table, width):
@@ -268,6 +366,19 @@ def _check_sincos(table, width):
   tolerance = 1e-5 if table.dtype == np.float32 else 5e-3  # of half precision
   if table.shape != expected.shape or not np.abs(table.astype(np.float32) - expected).max() <= tolerance:
     raise InputError('the fixed positions are not the sine-cosine table; only models with those can be read')
+
+
+def _settle_alibi(state, config):
+  """Makes the config say what the ALiBi scale in the file is, a parameter or a constant; returns notes."""
+  model = config.model
+  scale = next((value for name, value in state.items() if name.endswith('.alibi_scale')), None)
+  if scale is None or not model.alibi or model.alibi_learned:
+    return []
+  if np.ptp(scale) == 0:
+    model.alibi_scale = max(0.0, float(scale.flat[0]))
+    return []
+  model.alibi_learned = True
+  return ['its ALiBi scales were learned before, not in this run (learned_alibi_scale is False): ours would go on']
 
 
 def _check_positions(state, config):
@@ -285,24 +396,69 @@ def _check_positions(state, config):
 def _check_sizes(params, config):
   """Refuses a file whose tensors and config disagree."""
   encoder, model = params['encoder'], config.model
-  pixels, width = encoder['local_encoder']['projection']['kernel'].shape
+  local, width = encoder['local_encoder'], len(encoder['norm']['bias'])
+  counted = lambda layers, name: sum(layer.startswith(name + '_') for layer in layers)
+  scales = (
+    model.prenet_depth + model.depth if model.alibi_per_layer else 1,
+    model.num_heads if model.alibi_per_head else 1,
+  )
   sizes = {
     'embed_dim': (model.embed_dim, width),
-    'patch_size': (model.patch_size, math.isqrt(pixels // 3)),
-    'prenet_depth': (model.prenet_depth, sum(name.startswith('prenet_') for name in encoder)),
-    'depth': (model.depth, sum(name.startswith('block_') for name in encoder)),
+    'prenet_depth': (model.prenet_depth, counted(encoder, 'prenet')),
+    'depth': (model.depth, counted(encoder, 'block')),
     'mlp_ratio': (model.mlp_ratio * width, encoder['block_0']['mlp']['fc1']['bias'].size),
     'num_extra_tokens': (model.extra_tokens, len(encoder.get('extra_tokens', ()))),
     'num_heads (a divisor of embed_dim)': (0, width % model.num_heads),
+    'learned_alibi_scale, by layers and heads,': (
+      scales if model.alibi_learned else None,
+      encoder['alibi_scale'].shape if 'alibi_scale' in encoder else None,
+    ),
   }
-  if 'decoder' in params:
-    kernel = params['decoder']['conv_0']['kernel']
+  if config.modality == 'image':
+    sizes['patch_size'] = (model.patch_size, math.isqrt(len(local['projection']['kernel']) // 3))
+  if config.modality == 'audio':
+    positions, ours = encoder['conv_positions'], model.conv_positions
+    kernel = positions['conv_0']['kernel']
+    kernels = [local[f'conv_{i}']['kernel'] for i in range(counted(local, 'conv'))]
     sizes |= {
-      'decoder_layers': (config.decoder.layers, len(params['decoder']) - 1),
-      'decoder_kernel': (config.decoder.kernel, kernel.shape[0]),
-      'decoder_dim': (config.decoder.dim, kernel.shape[-1]),
-      'decoder_groups': (config.decoder.groups, width // kernel.shape[2]),
+      'feature_encoder_spec, by (channels, kernel),': (
+        [(channels, size) for channels, size, _ in model.conv_layers],
+        [(kernel.shape[2], kernel.shape[0]) for kernel in kernels],
+      ),
+      'conv_pos_depth': (ours.layers, counted(positions, 'conv')),
+      'conv_pos_width, for one layer,': (ours.kernel, len(kernel)),
+      'conv_pos_groups': (ours.groups, width // kernel.shape[1]),
+      'conv_pos_pre_ln': (ours.pre_norm, 'norm' in positions),
     }
+  if 'decoder' in params:
+    decoder, ours = params['decoder'], config.decoder
+    kernel = decoder['conv_0']['kernel']
+    sizes |= {
+      'decoder_layers': (ours.layers, counted(decoder, 'conv')),
+      'decoder_kernel': (ours.kernel, len(kernel)),
+      'decoder_dim': (ours.dim, kernel.shape[-1]),
+      'decoder_groups': (ours.groups, width // kernel.shape[-2]),
+      'projection_layers': (ours.projection_layers, 1 + counted(decoder, 'hidden')),
+    }
+    if 'hidden_0' in decoder:
+      sizes['projection_ratio'] = (int(ours.dim * ours.projection_ratio), len(decoder['hidden_0']['bias']))
   for name, (configured, found) in sizes.items():
     if configured != found:
       raise InputError(f'its config and its tensors disagree: {name} gives {configured}, the tensors say {found}')
+
+
+def _check_letters(task_state, outputs):
+  """Refuses a head whose outputs are other letters than ours, as far as the file tells; returns notes."""
+  match task_state:
+    case {'target_dictionary': {'symbols': [*symbols]}}:
+      notes = []
+      for i, (found, ours) in enumerate(itertools.zip_longest(symbols, VOCABULARY)):
+        if found != ours:
+          raise InputError(
+            f'letter {i} of its dictionary is {found!r}, not {ours!r}; only those of dict.ltr.txt can be read'
+          )
+    case _:
+      notes = ['letters: the file has no dictionary, so they are taken to be those of dict.ltr.txt, in order']
+  if outputs != len(VOCABULARY):
+    raise InputError(f"tensor 'w2v_encoder.proj.bias' has {outputs} letters; only models of {len(VOCABULARY)} can be read")
+  return notes

@@ -109,7 +109,7 @@ class CheckpointManager:
     return TrainState(
       step=restored['optimizer']['step'],
       params=restored['params'],
-      teacher=restored['teacher'],
+      teacher=restored.get('teacher', {}),
       opt_state=restored['optimizer']['state'],
     )
 

@@ -1,16 +1,21 @@
 """Weights of any format that can be read, by path: `config.init_from` and `d2v_jax.load` come here."""
 
+import json
 from pathlib import Path
 
 import jax
 from absl import logging
+from ml_collections import ConfigDict
 
 from d2v_jax.checkpoints import fairseq, manager
 from d2v_jax.errors import InputError
 from d2v_jax.methods.teacher import copy
 
+# Fields of config.model that are about training, not about which parameters there are.
+_TRAINING_FIELDS = ('init_std', 'dropout', 'layer_drop', 'prenet_layer_drop')
 
-def read(path) -> tuple[dict, dict | None, object]:
+
+def read(path) -> tuple[dict, dict | None, ConfigDict]:
   """Reads (student parameters, teacher parameters or None, config) from a checkpoint of ours or a fairseq `.pt` file.
 
   Raises:
@@ -25,21 +30,69 @@ def read(path) -> tuple[dict, dict | None, object]:
   return manager.load_weights(path)
 
 
-def matching(path, params: dict, teacher: dict) -> tuple[dict, dict]:
+def with_architecture(config: ConfigDict, workdir, checkpoint=None) -> ConfigDict:
+  """The config of a fine-tuning with the network of the weights it starts from; other configs as they are.
+
+  One fine-tuning recipe so serves models of every size. What the workdir says comes first, then `checkpoint`, then
+  config.init_from.
+  """
+  if config.task == 'pretrain':
+    return config
+  if (saved := Path(workdir) / 'config.json').exists():
+    try:
+      model = json.loads(saved.read_text())['model']
+    except (ValueError, KeyError, TypeError):
+      return config  # opening the workdir says what is wrong with it
+  elif path := checkpoint or config.init_from:
+    _, _, found = read(path)
+    if found.modality != config.modality:
+      raise InputError(f'{path}: is a model of {found.modality}, config.modality is {config.modality}; give another')
+    model = found.model.to_dict()
+  else:
+    return config
+  config = config.copy_and_resolve_references()
+  architecture = {name: value for name, value in model.items() if name in config.model and name not in _TRAINING_FIELDS}
+  config.model.update(_tuples(architecture))
+  return config
+
+
+def _tuples(value):
+  """JSON has lists where configs have tuples."""
+  if isinstance(value, dict):
+    return {name: _tuples(entry) for name, entry in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def matching(path, params: dict, teacher: dict, complete: bool = False) -> tuple[dict, dict]:
   """Reads weights to train or evaluate: (params, teacher) with the names and shapes of those given.
 
-  A file without teacher gives a teacher that copies the student.
+  A file without teacher gives a teacher that copies the student. Of other parts than the encoder, those that the file lacks
+  are left out of what is returned (training starts them anew), and those that are not wanted are not read.
+
+  Args:
+    path: of the weights.
+    params, teacher: trees of arrays or of their shapes.
+    complete: every part must be there.
 
   Raises:
     InputError: an array is missing, too many or of another shape.
   """
   found, found_teacher, _ = read(path)
+  if unused := sorted(found.keys() - params.keys()):
+    logging.info('%s: not used here: %s', path, ', '.join(unused))
+    found = {part: found[part] for part in found if part in params}
+  if missing := sorted(params.keys() - found.keys() - {'encoder'}):
+    if complete:
+      raise InputError(f'{path}: has no {missing[0]}, which this task needs; give a checkpoint of this task')
+    logging.info('%s: not there, so new: %s', path, ', '.join(missing))
+    params = {part: params[part] for part in params if part not in missing}
   _check(path, found, params)
-  if found_teacher is None:
+  if found_teacher is None and teacher:
     logging.info("%s has no teacher; the student's weights are taken", path)
-    found_teacher = {name: found[name] for name in teacher}
-  _check(path, found_teacher, teacher)
-  return copy(found), copy(found_teacher)
+    found_teacher = {part: {name: found[part][name] for name in tree} for part, tree in teacher.items()}
+  if teacher:
+    _check(path, found_teacher, teacher)
+  return copy(found), copy(found_teacher) if teacher else {}
 
 
 def _check(path, found, expected):

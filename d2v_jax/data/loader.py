@@ -1,8 +1,8 @@
-"""The loader: host batches of images, decoded and augmented by Grain workers.
+"""The loader: host batches of examples, decoded and augmented by Grain workers.
 
-A batch is a dict of NumPy arrays: 'image' uint8 [b, S, S, 3], 'label' int32 [b] (-1: none), 'valid' bool [b]. A row that
-could not be read is zeros with valid False; each such example is named once, counted, and too many of them end the run.
-Which examples a step sees, and how each is cropped, follow from (seed, step, row) alone, so any number of hosts and
+A batch is a dict of NumPy arrays: what the modality's reader makes of its examples (`examples.py`), and 'valid' bool [b]. A
+row that could not be read is zeros with valid False; each such example is named once, counted, and too many of them end the
+run. Which examples a step sees, and how each is cropped, follow from (seed, step, row) alone, so any number of hosts and
 workers gives the same global batch and a run resumes by naming its step.
 """
 
@@ -18,8 +18,8 @@ import weakref
 import numpy as np
 from absl import flags, logging
 
-from d2v_jax.data.images import eval_image, train_image
-from d2v_jax.data.order import example_indices
+from d2v_jax.data.examples import READERS
+from d2v_jax.data.order import eval_buckets, plan_batches
 from d2v_jax.errors import InputError, RunError
 
 _ENDLESS = 1 << 40  # steps
@@ -34,7 +34,7 @@ class TrainLoader:
     config: the whole config; `seed`, `batch_size` and `data` are read.
     source: what to read from; see `sources`.
     start_step: step of the first batch.
-    host_rows: the slice of the global batch this process loads; None: its share among all JAX processes.
+    share: (index, count): this process is one of `count` that each load an equal part of every batch; None: as in JAX.
 
   Attributes:
     unreadable: name -> reason of the examples that could not be read so far.
@@ -44,17 +44,17 @@ class TrainLoader:
     RunError: a worker process died.
   """
 
-  def __init__(self, config, source, start_step: int, host_rows: slice | None = None):
+  def __init__(self, config, source, start_step: int, share: tuple[int, int] | None = None):
     self.unreadable = {}
     self._source = source
     self._max_unreadable = config.data.max_unreadable
     self._step = start_step
-    rows = range(config.batch_size)[host_rows if host_rows is not None else _rows_of_this_process(config.batch_size)]
-    self._whole_batch = len(rows) == config.batch_size
-    load = _TrainBatch(
-      source=source, seed=config.seed, batch_size=config.batch_size, rows=rows, size=config.data.image_size,
-      crop_area=tuple(config.data.crop_area), crop_aspect=tuple(config.data.crop_aspect), flip=config.data.flip,
-    )  # fmt: skip
+    share = share or _share_of_this_process()
+    self._alone = share[1] == 1
+    plan = plan_batches(config, source)
+    for bucket in plan.buckets:
+      _rows_of(share, bucket.rows)
+    load = _TrainBatch(config, source, plan, share)
     self._batches = _load_batches(load, range(start_step, _ENDLESS), config.data.workers, config.data.prefetch)
     # Also runs when the loader is dropped or the program ends, before Python takes apart what closing needs.
     weakref.finalize(self, self._batches.close)
@@ -73,7 +73,7 @@ class TrainLoader:
         ' config.data.workers * config.data.prefetch batches; lower either, or raise the limit'
       ) from None
     found = batch.pop('unreadable')
-    if self._whole_batch and not batch['valid'].any():
+    if self._alone and not batch['valid'].any():
       raise InputError(
         f'config.data.source: all unreadable: none of the {len(found)} examples of step {self._step} could be read;'
         f' the first: {found[0][0]}: {found[0][1]}'
@@ -95,62 +95,74 @@ class TrainLoader:
 
 
 def eval_batches(config, source, indices, batch_size: int):
-  """Yields batches [batch_size] of the given examples in order, with the evaluation crop; the last one is padded.
+  """Yields batches of the given examples, uncut; every example comes exactly once.
 
-  Every example comes exactly once; rows with valid False are padding or could not be read. Decoding runs in threads.
-  Raises InputError as `TrainLoader` does.
+  Images come in the order of `indices`, `batch_size` at a time; speech comes by length, in batches of about as much as
+  `batch_size` clips of the longest bucket. 'index' int64 [b] tells which example a row is; rows with valid False are padding
+  (index -1) or could not be read. Decoding runs in threads. Raises InputError as `TrainLoader` does.
   """
   indices = np.asarray(indices, np.int64)
-  load = _EvalBatch(source, indices, batch_size, config.data.image_size)
+  load = _EvalBatch(config, source, eval_buckets(config, source, indices, batch_size) if len(indices) else [])
   unreadable = {}
   ahead = min(os.cpu_count() or 1, _MAX_EVAL_THREADS)
-  for batch in _load_batches(load, range(-(-len(indices) // batch_size)), workers=0, prefetch=ahead):
+  for batch in _load_batches(load, range(len(load)), workers=0, prefetch=ahead):
     _report_unreadable(batch.pop('unreadable'), unreadable, config.data.max_unreadable, len(indices))
     yield batch
 
 
 class _TrainBatch:
-  """Step -> the host's rows of its batch. Travels to the workers, so it holds plain values only."""
+  """Step -> this process's rows of its batch. Travels to the workers, so it holds plain values only."""
 
-  def __init__(self, source, seed, batch_size, rows, size, crop_area, crop_aspect, flip):
-    self._source, self._seed, self._batch_size, self._rows = source, seed, batch_size, rows
-    self._size, self._crop = size, (crop_area, crop_aspect, flip)
+  def __init__(self, config, source, plan, share):
+    self._source, self._plan, self._share = source, plan, share
+    self._seed, self._reader = config.seed, READERS[config.modality](config)
 
   def __call__(self, step: int) -> dict:
-    indices = example_indices(self._seed, step, self._batch_size, len(self._source))[self._rows]
+    indices, bucket = self._plan.batch(step)
+    rows = _rows_of(self._share, bucket.rows)
 
-    def decode(row: int, image) -> np.ndarray:
-      rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self._seed, step, self._rows[row]))))
-      return train_image(image, self._size, *self._crop, rng)
+    def read(row: int, example: dict) -> dict:
+      seed = np.random.SeedSequence((self._seed, step, rows[row]))
+      return self._reader.train(example, bucket.shape, np.random.Generator(np.random.PCG64(seed)))
 
-    return _read_batch(self._source, indices, len(indices), self._size, decode)
+    return _read_batch(self._source, indices[rows], self._reader.empty(len(rows), bucket.shape, training=True), read)
 
 
 class _EvalBatch:
   """Number of a batch -> that batch."""
 
-  def __init__(self, source, indices, batch_size, size):
-    self._source, self._indices, self._batch_size, self._size = source, indices, batch_size, size
+  def __init__(self, config, source, buckets):
+    self._source, self._reader = source, READERS[config.modality](config)
+    self._parts = [
+      (bucket, bucket.members[first : first + bucket.rows])
+      for bucket in buckets
+      for first in range(0, len(bucket.members), bucket.rows)
+    ]
+
+  def __len__(self) -> int:
+    return len(self._parts)
 
   def __call__(self, number: int) -> dict:
-    indices = self._indices[number * self._batch_size : (number + 1) * self._batch_size]
-    return _read_batch(self._source, indices, self._batch_size, self._size, lambda row, image: eval_image(image, self._size))
+    bucket, indices = self._parts[number]
+    read = lambda row, example: self._reader.evaluate(example, bucket.shape)
+    batch = _read_batch(self._source, indices, self._reader.empty(bucket.rows, bucket.shape, training=False), read)
+    batch['index'] = np.pad(indices, (0, bucket.rows - len(indices)), constant_values=-1)
+    return batch
 
 
-def _read_batch(source, indices, batch_size: int, size: int, decode) -> dict:
-  """Reads and decodes; whatever goes wrong with one example stays with that example."""
-  images = np.zeros((batch_size, size, size, 3), np.uint8)
-  labels = np.full(batch_size, -1, np.int32)
-  valid = np.zeros(batch_size, bool)
+def _read_batch(source, indices, batch: dict, read) -> dict:
+  """Fills the rows of a batch; whatever goes wrong with one example stays with that example."""
+  batch['valid'] = np.zeros(len(next(iter(batch.values()))), bool)
   unreadable = []
   for row, index in enumerate(indices):
     try:
-      example = source.read(index)
-      images[row] = decode(row, example['image'])
-      labels[row], valid[row] = example['label'], True
+      values = read(row, source.read(index))
+      for key, value in values.items():
+        batch[key][row] = value
+      batch['valid'][row] = True
     except Exception as error:  # decoders raise many kinds; all of them mean that this example is bad
       unreadable.append((source.name(index), _reason(error)))
-  return {'image': images, 'label': labels, 'valid': valid, 'unreadable': unreadable}
+  return batch | {'unreadable': unreadable}
 
 
 def _reason(error: Exception) -> str:
@@ -178,13 +190,19 @@ def _warn_once(name: str, reason: str):
   logging.warning('unreadable, skipped: %s: %s', name, reason)
 
 
-def _rows_of_this_process(batch_size: int) -> slice:
+def _share_of_this_process() -> tuple[int, int]:
   import jax
 
-  count, rest = divmod(batch_size, jax.process_count())
+  return jax.process_index(), jax.process_count()
+
+
+def _rows_of(share: tuple[int, int], rows: int) -> range:
+  """The rows of a global batch that process `index` of `count` loads."""
+  index, count = share
+  each, rest = divmod(rows, count)
   if rest:
-    raise InputError(f'config.batch_size: {batch_size} cannot be shared evenly by {jax.process_count()} processes')
-  return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+    raise InputError(f'config.batch_size: batches of {rows} cannot be shared evenly by {count} processes')
+  return range(index * each, (index + 1) * each)
 
 
 def _load_batches(load, numbers: range, workers: int, prefetch: int):

@@ -5,10 +5,105 @@ with cycle walking), so any step costs the same, nothing is stored, and the orde
 beyond `numpy.random.SeedSequence`, which NumPy guarantees to keep.
 """
 
+import dataclasses
+
 import numpy as np
 
+from d2v_jax.data.audio import SAMPLE_RATE
+from d2v_jax.data.letters import encode
+
 _ROUNDS = 6
+_MOST_REPEATS = 4  # of a clip in one batch
+_CYCLE_KEY = 1  # tells the order of batches from that of examples
 _MULTIPLIERS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)  # splitmix64's finaliser
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+  """Examples that share one shape of batch.
+
+  Attributes:
+    members: int64 [n], indices into the source.
+    rows: of the global batch.
+    shape: of one example, as the reader of examples wants it: () for images; (samples,) or (samples, letters) for speech.
+  """
+
+  members: np.ndarray
+  rows: int
+  shape: tuple[int, ...] = ()
+
+
+class Plan:
+  """Which examples make up each batch, and their shape: a pure function of (seed, step).
+
+  Batches of several buckets come in a fresh random order each cycle, every bucket as often as its size asks for.
+  """
+
+  def __init__(self, seed: int, buckets: list[Bucket]):
+    self._seed = seed
+    self.buckets = buckets
+    epochs = np.array([len(bucket.members) / bucket.rows for bucket in buckets])
+    self.batches_per_epoch = float(epochs.sum())
+    # A cycle is as many epochs as the smallest bucket needs for one batch.
+    self._ends = np.cumsum(np.maximum(np.rint(epochs / min(1, epochs.min())), 1).astype(int))
+
+  def batch(self, step: int) -> tuple[np.ndarray, Bucket]:
+    """Returns the examples of the global batch of a step, int64 [rows], and their bucket."""
+    if len(self.buckets) == 1:
+      number, bucket = step, self.buckets[0]
+    else:
+      cycle, place = divmod(step, int(self._ends[-1]))
+      slot = int(permute(np.array([place]), int(self._ends[-1]), (self._seed, cycle, _CYCLE_KEY))[0])
+      which = int(np.searchsorted(self._ends, slot, side='right'))
+      start, end = (int(self._ends[i]) if i >= 0 else 0 for i in (which - 1, which))
+      number, bucket = cycle * (end - start) + slot - start, self.buckets[which]
+    return bucket.members[example_indices(self._seed, number, bucket.rows, len(bucket.members))], bucket
+
+
+def plan_batches(config, source) -> Plan:
+  """The plan of a training run."""
+  if config.modality == 'image':
+    return Plan(config.seed, [Bucket(np.arange(len(source)), config.batch_size)])
+  return Plan(config.seed, speech_buckets(config, source))
+
+
+def speech_buckets(config, source) -> list[Bucket]:
+  """Clips by length: pretraining crops a clip to the longest bucket it fills, others pad it to the shortest that holds it.
+
+  A bucket that would have to repeat its clips more than a few times in a batch gives them to the next one.
+  """
+  sizes = [round(seconds * SAMPLE_RATE) for seconds in config.data.bucket_seconds]
+  unit = config.data.rows_multiple
+  rows = [max(config.batch_size * sizes[-1] // (size * unit), 1) * unit for size in sizes]
+  crops = config.task == 'pretrain'
+  which = np.searchsorted(sizes, source.lengths, side='right') - 1 if crops else np.searchsorted(sizes, source.lengths)
+  onward = range(len(sizes) - 1, 0, -1) if crops else range(len(sizes) - 1)
+  for bucket in onward:
+    if np.count_nonzero(which == bucket) * _MOST_REPEATS < rows[bucket]:
+      which[which == bucket] += -1 if crops else 1
+  letters = np.array([] if crops else [len(encode(text)) for text in source.texts])
+  buckets = []
+  for bucket, (size, count) in enumerate(zip(sizes, rows)):
+    members = np.flatnonzero(which == bucket)
+    if len(members):
+      shape = (size,) if crops else (size, -(-int(letters[members].max()) // 16) * 16)
+      buckets.append(Bucket(members, count, shape))
+  return buckets
+
+
+def eval_buckets(config, source, indices: np.ndarray, rows: int) -> list[Bucket]:
+  """Buckets of at most `rows` rows that hold the given examples for an evaluation, each uncut.
+
+  Clips longer than the longest bucket get buckets of multiples of its length.
+  """
+  if config.modality == 'image':
+    return [Bucket(indices, rows)]
+  sizes = np.array([round(seconds * SAMPLE_RATE) for seconds in config.data.bucket_seconds])
+  lengths = source.lengths[indices]
+  fitting = np.searchsorted(sizes, lengths)
+  longest = sizes[-1]
+  padded = np.where(lengths <= longest, sizes[np.minimum(fitting, len(sizes) - 1)], -(-lengths // longest) * longest)
+  return [Bucket(indices[padded == size], max(int(rows * longest // size), 1), (int(size),)) for size in np.unique(padded)]
 
 
 def example_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:

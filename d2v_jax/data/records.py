@@ -1,50 +1,48 @@
 """Record files: `tf.train.Example`s in ArrayRecord shards (sources `arrayrecord`, `tfds`) and TFRecord shards (`tfds`).
 
-An example has the encoded image under `image` or `image/encoded`, and perhaps an integer under `label` or
-`image/class/label`. Everything is read without TensorFlow: examples by a few lines that know the protocol-buffer wire
+An example of images has the encoded image under `image` or `image/encoded`, and perhaps an integer under `label` or
+`image/class/label`; one of speech has samples or an encoded file under `audio`, `audio/encoded` or `speech`, and perhaps
+`text` and `speaker_id`. Everything is read without TensorFlow: examples by a few lines that know the protocol-buffer wire
 format, TFRecord files by an index of where each record starts (records are length-prefixed, so finding them takes one
 small read each).
 """
 
 import os
 import re
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from d2v_jax.data import audio
+from d2v_jax.data.audio_sources import in_threads, open_recordings
 from d2v_jax.data.places import SPLIT_NAMES, directory, no_test_part
 from d2v_jax.errors import InputError
 
 IMAGE_KEYS = ('image', 'image/encoded')
 LABEL_KEYS = ('label', 'image/class/label')
+AUDIO_KEYS = ('audio', 'audio/encoded', 'speech')
+TEXT_KEYS = ('text', 'transcript')
+SPEAKER_KEYS = ('speaker_id', 'speaker')
 
 
-class RecordSource:
-  """Serialized examples by index, from ArrayRecord or TFRecord shards.
+class RecordFiles:
+  """Serialized examples by index, from ArrayRecord, TFRecord or parquet shards.
 
   Args:
     records: a sequence of serialized `tf.train.Example`s with random access.
     shards: (file name, first record of the file that is used, how many are used), in order.
-    image_key, label_key: features of an example; '' for a data set without labels.
-    classes: names in label order.
   """
 
-  def __init__(self, records, shards: list[tuple[str, int, int]], image_key: str, label_key: str, classes=()):
-    self._records, self._image_key, self._label_key = records, image_key, label_key
+  def __init__(self, records, shards: list[tuple[str, int, int]]):
+    self._records = records
     self._shards, self._ends = shards, np.cumsum([count for _, _, count in shards])
-    self.classes = classes
 
   def __len__(self) -> int:
     return len(self._records)
 
-  def read(self, index: int) -> dict:
-    example = parse_example(self._records[index])
-    image, label = example.get(self._image_key), example.get(self._label_key)
-    if not image or not isinstance(image[0], bytes):
-      raise ValueError(f'the record has no bytes under {self._image_key!r}; it has {sorted(example)}')
-    return {'image': image[0], 'label': label[0] if label else -1}
+  def __getitem__(self, index: int) -> bytes:
+    return self._records[index]
 
   def name(self, index: int) -> str:
     shard = int(np.searchsorted(self._ends, index, side='right'))
@@ -52,8 +50,93 @@ class RecordSource:
     return f'{file}:{first + int(index) - int(self._ends[shard]) + count}'
 
 
-def open_array_records(place: str, split: str) -> RecordSource:
-  """Opens PLACE/*train*.array_record* (or *val*, *validation*, *test*): shards of `tf.train.Example`s."""
+class RecordSource:
+  """Images by index, from records.
+
+  Args:
+    files: `RecordFiles`.
+    image_key, label_key: features of an example; '' for a data set without labels.
+    classes: names in label order.
+  """
+
+  def __init__(self, files: RecordFiles, image_key: str, label_key: str, classes=()):
+    self._files, self._image_key, self._label_key = files, image_key, label_key
+    self.name, self.classes = files.name, classes
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def read(self, index: int) -> dict:
+    example = parse_example(self._files[index])
+    image, label = example.get(self._image_key), example.get(self._label_key)
+    if not image or not isinstance(image[0], bytes):
+      raise ValueError(f'the record has no bytes under {self._image_key!r}; it has {sorted(example)}')
+    return {'image': image[0], 'label': label[0] if label else -1}
+
+
+class RecordAudio:
+  """Recordings in records, for an `AudioSource`: finding their lengths takes one pass over the records.
+
+  Args:
+    files: `RecordFiles`.
+    key: feature with an encoded file (bytes), 16-bit samples (integers) or samples in [-1, 1] (floats).
+    rate: of samples, in Hz.
+
+  Attributes:
+    frames, rates, unreadable: as `AudioSource` wants them.
+    texts: list of str, None where a record has no text.
+    speakers: one number or name each, or None where not all records have one.
+  """
+
+  def __init__(self, files: RecordFiles, key: str, rate: int = audio.SAMPLE_RATE):
+    self._files, self._key, self._rate = files, key, rate
+    self.name = files.name
+    probed = in_threads(self._probe, range(len(files)), 'finding the lengths of recordings')
+    self.frames = np.array([frames for frames, *_ in probed], np.int64)
+    self.rates = np.array([rate for _, rate, *_ in probed], np.int64)
+    self.unreadable = {item: reason for item, (_, _, reason, _, _) in enumerate(probed) if reason}
+    self.texts = [text for *_, text, _ in probed]
+    speakers = [speaker for *_, speaker in probed]
+    self.speakers = None if None in speakers else speakers
+
+  def decode(self, item: int, start: int, stop: int) -> np.ndarray:
+    values = self._feature(parse_features(self._files[item])).values()
+    if isinstance(values, list):
+      return audio.decode(values[0], start, stop)
+    scale = 1 / 32768 if values.dtype == np.int64 else 1
+    return audio.conform(values[start:stop].astype(np.float32) * np.float32(scale), self._rate)
+
+  def _feature(self, features):
+    feature = features.get(self._key)
+    if not feature:
+      raise ValueError(f'the record has nothing under {self._key!r}; it has {sorted(features)}')
+    return feature
+
+  def _probe(self, item: int) -> tuple:
+    """(frames, rate, reason why it cannot be read or '', text, speaker)."""
+    text = speaker = None
+    try:
+      features = parse_features(self._files[item])
+      text = _first(features, TEXT_KEYS)
+      text = text.decode(errors='replace') if isinstance(text, bytes) else None
+      speaker = _first(features, SPEAKER_KEYS)
+      feature = self._feature(features)
+      found = audio.info(feature.values()[0]) if feature.is_bytes else (len(feature), self._rate)
+      return *found, '', text, speaker
+    except ValueError as error:
+      return 0, 0, str(error), text, speaker
+
+
+def _first(features, keys):
+  """The first value of the first of these features that an example has; None without."""
+  return next((features[key].values()[0] for key in keys if features.get(key)), None)
+
+
+def open_array_records(place: str, split: str, modality: str = 'image'):
+  """Opens PLACE/*train*.array_record* (or *val*, *validation*, *test*): shards of `tf.train.Example`s.
+
+  Returns a `RecordSource` of images, or an `AudioSource`.
+  """
   root = directory('arrayrecord', place)
   files = sorted(str(path) for path in root.iterdir() if '.array_record' in path.name or path.suffix == '.arrayrecord')
   if not files:
@@ -82,14 +165,17 @@ def open_array_records(place: str, split: str) -> RecordSource:
     first = parse_example(records[0])
   except ValueError as error:
     raise InputError(f'config.data.source: {shards[0][0]}: the first record is {error}') from None
-  image_key = next((key for key in IMAGE_KEYS if key in first), None)
-  if image_key is None:
+  files = RecordFiles(records, shards)
+  keys, what = (IMAGE_KEYS, 'an encoded image') if modality == 'image' else (AUDIO_KEYS, 'audio')
+  data_key = next((key for key in keys if key in first), None)
+  if data_key is None:
     raise InputError(
-      f'config.data.source: {shards[0][0]}: an example has an encoded image under one of {", ".join(IMAGE_KEYS)}; the first'
+      f'config.data.source: {shards[0][0]}: an example has {what} under one of {", ".join(keys)}; the first'
       f' has {", ".join(sorted(first)) or "nothing"}'
     )
-  label_key = next((key for key in LABEL_KEYS if key in first), '')
-  return RecordSource(records, shards, image_key, label_key)
+  if modality == 'audio':
+    return open_recordings(RecordAudio(files, data_key))
+  return RecordSource(files, data_key, next((key for key in LABEL_KEYS if key in first), ''))
 
 
 def _of_split(files: list[str], split: str) -> list[str]:
@@ -146,37 +232,72 @@ def _record_spans(path: str) -> np.ndarray:
 
 def parse_example(record: bytes) -> dict[str, list]:
   """Parses a serialized `tf.train.Example`: feature name -> list of bytes, floats or ints. Raises ValueError."""
-  example = {}
+  return {
+    key: list(feature.values() if feature.is_bytes else feature.values().tolist())
+    for key, feature in parse_features(record).items()
+  }
+
+
+def parse_features(record: bytes) -> dict[str, 'Feature']:
+  """Parses a serialized `tf.train.Example` without looking at its numbers yet. Raises ValueError."""
+  features = {}
   try:
-    for number, features in _fields(memoryview(record)):
+    for number, entries in _fields(memoryview(record)):
       if number != 1:
         continue
-      for _, entry in _fields(features):  # a map's entries: key = 1, value = 2
+      for _, entry in _fields(entries):  # a map's entries: key = 1, value = 2
         pair = dict(_fields(entry))
-        example[bytes(pair[1]).decode()] = _feature(pair.get(2, b''))
-  except (IndexError, KeyError, TypeError, UnicodeDecodeError, struct.error) as error:
+        features[bytes(pair[1]).decode()] = Feature(pair.get(2, b''))
+  except (KeyError, TypeError, UnicodeDecodeError) as error:
     raise ValueError(f'not a tf.train.Example ({error})') from None
-  return example
+  return features
+
+
+class Feature:
+  """A `tf.train.Feature`: its length is the number of its values, which are decoded when asked for."""
+
+  def __init__(self, message):
+    self._kind, self._parts = 1, []
+    for kind, values in _fields(message):  # bytes_list = 1, float_list = 2, int64_list = 3, the numbers packed or not
+      self._kind, self._parts = kind, [value for _, value in _fields(values)]
+    self.is_bytes = self._kind == 1
+
+  def __len__(self) -> int:
+    if self.is_bytes:
+      return len(self._parts)
+    if self._kind == 2:
+      return sum(len(part) // 4 for part in self._parts)
+    return sum(1 if isinstance(part, int) else _count_varints(part) for part in self._parts)
+
+  def values(self) -> list[bytes] | np.ndarray:
+    """list of bytes, or float32 or int64 [n]. Raises ValueError."""
+    if self.is_bytes:
+      return [bytes(part) for part in self._parts]
+    if self._kind == 2:
+      return np.frombuffer(b''.join(self._parts), '<f4')
+    numbers = [np.array([part]) if isinstance(part, int) else _varints(part) for part in self._parts]
+    return np.concatenate([np.empty(0, np.int64), *numbers])
 
 
 def encode_example(image: bytes, label: int = -1) -> bytes:
   """Serializes a `tf.train.Example` with `image` and, unless negative, `label`: what the `arrayrecord` source reads."""
-  features = _entry('image', _field(1, _field(1, image)))
-  if label >= 0:
-    features += _entry('label', _field(3, _field(1, _varint(label))))
-  return _field(1, features)
+  return encode_features({'image': image} | ({'label': [label]} if label >= 0 else {}))
 
 
-def _feature(feature) -> list:
-  for kind, values in _fields(feature):
-    if kind == 1:  # bytes_list
-      return [bytes(value) for _, value in _fields(values)]
-    if kind == 2:  # float_list, packed or not
-      raw = b''.join(bytes(value) for _, value in _fields(values))
-      return list(struct.unpack(f'<{len(raw) // 4}f', raw))
-    if kind == 3:  # int64_list, packed or not
-      return [number for _, value in _fields(values) for number in ([value] if isinstance(value, int) else _varints(value))]
-  return []
+def encode_features(features: dict) -> bytes:
+  """Serializes a `tf.train.Example`: values are bytes, text, or arrays or lists of integers or floats."""
+  encoded = b''
+  for key, value in features.items():
+    if isinstance(value, str):
+      value = value.encode()
+    if isinstance(value, bytes):
+      feature = _field(1, _field(1, value))
+    elif np.issubdtype(np.asarray(value).dtype, np.floating):
+      feature = _field(2, _field(1, np.asarray(value, '<f4').tobytes()))
+    else:
+      feature = _field(3, _field(1, b''.join(_varint(int(number) & (1 << 64) - 1) for number in value)))
+    encoded += _entry(key, feature)
+  return _field(1, encoded)
 
 
 def _fields(message):
@@ -203,6 +324,8 @@ def _fields(message):
 def _read_varint(message, place: int) -> tuple[int, int]:
   value = shift = 0
   while True:
+    if place >= len(message):
+      raise ValueError('a truncated tf.train.Example')
     byte = message[place]
     value |= (byte & 127) << shift
     place, shift = place + 1, shift + 7
@@ -210,12 +333,25 @@ def _read_varint(message, place: int) -> tuple[int, int]:
       return value, place
 
 
-def _varints(message) -> list[int]:
-  values, place = [], 0
-  while place < len(message):
-    value, place = _read_varint(message, place)
-    values.append(value - (1 << 64) if value >> 63 else value)
-  return values
+def _varints(message) -> np.ndarray:
+  """Decodes packed integers, int64 [n]: seven bits a byte, lowest first; the last byte of each is below 128."""
+  raw = np.frombuffer(message, np.uint8)
+  last = np.flatnonzero(raw < 128)
+  if not len(last) or last[-1] != len(raw) - 1:
+    raise ValueError('a truncated tf.train.Example')
+  first = np.concatenate([[0], last[:-1] + 1])
+  sizes = last - first + 1
+  if sizes.max() > 10:
+    raise ValueError('not a tf.train.Example (an integer of more than 64 bits)')
+  values = (raw[first] & 127).astype(np.uint64)
+  for place in range(1, sizes.max()):
+    longer = np.flatnonzero(sizes > place)
+    values[longer] |= (raw[first[longer] + place] & 127).astype(np.uint64) << np.uint64(7 * place)
+  return values.view(np.int64)
+
+
+def _count_varints(message) -> int:
+  return int(np.count_nonzero(np.frombuffer(message, np.uint8) < 128))
 
 
 def _varint(value: int) -> bytes:

@@ -5,28 +5,36 @@ A source of images has
   `source.read(index)`   {'image': encoded bytes or uint8 [H, W], [H, W, 1] or [H, W, 3], 'label': int, -1 for none};
   `source.name(index)`   the file, or file and record, for messages;
   `source.classes`       names in label order, () without labels.
-Sources can be pickled (worker processes get a copy) and hold no open files until something is read.
+A source of speech is an `AudioSource`: the same, with 'audio' and 'text' in place of 'image', and `lengths`, `texts` and
+`groups` of all clips. Sources can be pickled (worker processes get a copy) and hold no open files until something is read.
 """
 
 import difflib
 
 import numpy as np
+from absl import logging
 
-from d2v_jax.data import image_arrays, image_folder, records, tfds_source
+from d2v_jax.data import audio_sources, image_arrays, image_folder, letters, records, spoken_sentences, tfds_source
+from d2v_jax.data.audio import SAMPLE_RATE
 from d2v_jax.data.order import permute
 from d2v_jax.errors import InputError
 
 # The fixed key of the held-out part: the same examples whatever the seed of the run.
 _HOLDOUT_KEY = (20240229,)
+# Samples that give the speech encoder its first frame.
+_SHORTEST = 400
 
 
 def open_source(config, split: str):
   """Opens `config.data.source`.
 
+  Long recordings of speech become several clips, and clips that the task cannot use are left out, see `audio_sources`.
+
   Args:
-    config: the whole config; `data`, `modality` and `seed` are read.
+    config: the whole config; `data`, `modality`, `task` and `seed` are read.
     split: 'train' or 'test'. With `config.data.holdout` > 0 the test part is that fraction of the training part, always
-      the same examples, and 'train' is the rest.
+      the same examples, and 'train' is the rest. Of speech with known speakers it is that fraction of the speakers; of
+      recordings that were cut into clips, of the recordings.
 
   Raises:
     InputError: the source string, the place or what lies there is wrong.
@@ -34,14 +42,46 @@ def open_source(config, split: str):
   holdout = config.data.holdout
   if not 0 <= holdout < 1:
     raise InputError(f'config.data.holdout: {holdout} is not in [0, 1)')
+  source = _open(config, 'train' if holdout else split)
+  if config.modality == 'audio':
+    source = _usable_speech(config, source)
   if not holdout:
-    return _open(config, split)
-  source = _open(config, 'train')
-  count = max(round(len(source) * holdout), 1)
-  if count == len(source):
-    raise InputError(f'config.data.holdout: {holdout} of {len(source)} examples leaves none to train on')
-  shuffled = permute(np.arange(len(source)), len(source), _HOLDOUT_KEY)
-  return Subset(source, np.sort(shuffled[:count] if split == 'test' else shuffled[count:]))
+    return source
+  held_out = _held_out(source, holdout)
+  return _take(source, np.flatnonzero(held_out if split == 'test' else ~held_out))
+
+
+def _held_out(source, fraction: float) -> np.ndarray:
+  """Which examples the held-out part has, bool [N]: those of a fraction of the groups, where there are several."""
+  groups = getattr(source, 'groups', None)
+  names, what = np.unique(np.arange(len(source)) if groups is None else groups), 'speakers or recordings'
+  if groups is None or len(names) == 1:
+    groups = names = np.arange(len(source))
+    what = 'examples'
+  count = max(round(len(names) * fraction), 1)
+  if count == len(names):
+    raise InputError(f'config.data.holdout: {fraction} of {len(names)} {what} leaves none to train on')
+  shuffled = permute(np.arange(len(names)), len(names), _HOLDOUT_KEY)
+  held_out = np.isin(groups, names[shuffled[:count]])
+  logging.info(
+    'config.data.holdout: %d of %d %s are held out, %d of %d examples', count, len(names), what, held_out.sum(), len(source)
+  )
+  return held_out
+
+
+def _usable_speech(config, source):
+  """Cuts long recordings and leaves out what the task cannot use."""
+  sizes = [round(seconds * SAMPLE_RATE) for seconds in config.data.bucket_seconds]
+  source = audio_sources.split_long(source, config.data.split_seconds)
+  if config.task == 'ctc':
+    source, _ = audio_sources.usable(source, _SHORTEST, sizes[-1], letters.encode)
+  else:
+    source, _ = audio_sources.usable(source, sizes[0], None, None)
+  return source
+
+
+def _take(source, indices: np.ndarray):
+  return source.take(indices) if hasattr(source, 'take') else Subset(source, indices)
 
 
 class Subset:
@@ -85,5 +125,13 @@ _KINDS = {
     'arrayrecord': ('DIRECTORY', lambda config, place, split: records.open_array_records(place, split)),
     'tfds': ('NAME', lambda config, place, split: tfds_source.open_tfds(place, split, config.data.tfds_dir)),
     'sample': ('shapes', lambda config, place, split: image_arrays.open_sample(place, split, config.seed)),
+  },
+  'audio': {
+    'librispeech': ('DIRECTORY', lambda config, place, split: audio_sources.open_librispeech(place, split)),
+    'manifest': ('FILE.tsv', lambda config, place, split: audio_sources.open_manifest(place, split)),
+    'folder': ('DIRECTORY', lambda config, place, split: audio_sources.open_folder(place, split)),
+    'arrayrecord': ('DIRECTORY', lambda config, place, split: records.open_array_records(place, split, 'audio')),
+    'tfds': ('NAME', lambda config, place, split: tfds_source.open_tfds(place, split, config.data.tfds_dir, 'audio')),
+    'sample': ('sentences', lambda config, place, split: spoken_sentences.open_sample(place, split, config.seed)),
   },
 }

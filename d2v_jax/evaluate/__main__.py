@@ -30,14 +30,15 @@ def main() -> None:
   from d2v_jax.train.workdir import make_folder
 
   processes.initialize()
+  config = weights.with_architecture(config, workdir, _CHECKPOINT.value)
   configs.validate(config)
   config.eval_every = config.eval_every or 1  # whoever calls this command wants an evaluation
   task = TASKS[config.task](config, open_source(config, 'train'))
   expected = abstract_state(task.objective, config, mesh.build(config))
-  params, teacher = weights.matching(_CHECKPOINT.value or workdir, expected.params, expected.teacher)
+  params, teacher = weights.matching(_CHECKPOINT.value or workdir, expected.params, expected.teacher, complete=True)
   state = expected.replace(params=params, teacher=teacher)
   make_folder(workdir)
-  scores = task.evaluate(state)
+  scores = task.evaluate(state, workdir)
   text = json.dumps(scores)
   write_atomically(workdir / 'evaluation.json', f'{text}\n'.encode())
   if config.pictures:

@@ -4,15 +4,20 @@ Pure functions of parameters; `docs/algorithm.md` has the equations. Shapes: B e
 V visible tokens, E extra tokens, D width, L main blocks. Student rows are example-major: row = example * M + mask.
 """
 
+import math
+import zlib
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from d2v_jax.methods import flops, losses, teacher
+from d2v_jax.methods.randomness import StepKeys
 from d2v_jax.methods.targets import targets
 from d2v_jax.modalities import Encoded, build_encoder
 from d2v_jax.modalities.masking import Visible, put_back, visible
 from d2v_jax.nn.decoder import ConvDecoder
+from d2v_jax.nn.dropout import Randomness, dropout
 
 
 @struct.dataclass
@@ -61,6 +66,26 @@ class Moments:
     return jnp.sqrt(self.variance() + 1e-6).mean(-1)
 
 
+@struct.dataclass
+class Views:
+  """The masked views of a batch: everything about them that is drawn.
+
+  Attributes:
+    where: visible tokens of masks [B, M, T].
+    noise: what the decoder sees at masked places, [B, M, T, D].
+    randomness: of dropout, a seed for each row B * M; None: no dropout.
+  """
+
+  where: Visible
+  noise: jax.Array
+  randomness: Randomness | None = None
+
+
+def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+  """x, with `factor` times its gradient."""
+  return x if factor == 1 else factor * x + (1 - factor) * jax.lax.stop_gradient(x)
+
+
 class Data2vec2:
   """The method for one config: `init`, `init_teacher`, `loss`, `metrics`, `update_teacher`."""
 
@@ -71,22 +96,25 @@ class Data2vec2:
     self.modality = self.encoder.modality
     decoder = config.decoder
     self.decoder = ConvDecoder(
-      self.modality.grid, decoder.dim, decoder.layers, decoder.kernel, decoder.groups, decoder.residual
-    )
+      decoder.dim, decoder.layers, decoder.kernel, decoder.groups, decoder.residual, decoder.projection_layers,
+      decoder.projection_ratio,
+    )  # fmt: skip
 
   def init(self, key: jax.Array) -> dict:
     """Random student parameters, float32: {'encoder': ..., 'decoder': ...} (section 15)."""
     encoder_key, decoder_key = jax.random.split(key)
+    grid = self.modality.grid(self.modality.example)
     inputs = jnp.zeros((1, *self.modality.example))
-    tokens = jnp.zeros((1, self.modality.masks.num_tokens, self.config.model.embed_dim))
+    tokens = jnp.zeros((1, math.prod(grid), self.config.model.embed_dim))
     return {
       'encoder': self.encoder.init(encoder_key, inputs)['params'],
-      'decoder': self.decoder.init(decoder_key, tokens)['params'],
+      'decoder': self.decoder.init(decoder_key, tokens, grid)['params'],
     }
 
   def init_teacher(self, params: dict) -> dict:
-    """The teacher at the start: a copy of the student's encoder; the decoder has no teacher."""
-    return {'encoder': teacher.copy(params['encoder'])}
+    """The teacher at the start: a copy of what it averages of the student's encoder; the decoder has no teacher."""
+    shared = ('local_encoder',) if self.options.teacher_scope == 'context' else ()
+    return {'encoder': teacher.copy({name: tree for name, tree in params['encoder'].items() if name not in shared})}
 
   def ema_rate(self, step):
     """One minus the decay of the teacher's update after `step` optimiser updates."""
@@ -96,55 +124,73 @@ class Data2vec2:
     """The teacher after the optimiser update number `step` (1, 2, ...), which gave the student `params`."""
     return teacher.update(teacher_params, params, self.ema_rate(step))
 
-  def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Draws masks bool [B, M, T] and decoder noise [B, M, T, D], from one key per example.
+  def draw(self, keys: StepKeys, grid: tuple[int, ...]) -> Views:
+    """Draws masks, decoder noise and dropout for a batch of examples whose tokens stand on `grid`.
 
     Keys per example make the draw independent of how a batch is split over devices or micro-batches.
     """
-    masks = self.options.masks_per_example
-    shape = (masks, self.modality.masks.num_tokens, self.config.model.embed_dim)
+    masks = self.modality.masks(grid)
+    views = self.options.masks_per_example
+    shape = (views, masks.num_tokens, self.config.model.embed_dim)
     std = self.options.mask_noise_std
 
     def draw_one(key):
       mask_key, noise_key = jax.random.split(key)
-      return self.modality.masks.sample(mask_key, masks), std * jax.random.normal(noise_key, shape, self.config.dtype)
+      noise = std * jax.random.normal(noise_key, shape, self.config.dtype)
+      return masks.sample(mask_key, views), noise, jax.random.bits(jax.random.fold_in(key, 2), (views,))
 
-    return jax.vmap(draw_one)(keys)
+    mask, noise, seeds = jax.vmap(draw_one)(keys.rows)
+    return Views(visible(mask, masks.num_visible), noise, Randomness(seeds.reshape(-1), keys.shared))
 
-  def forward(self, params: dict, teacher_params: dict, inputs: jax.Array, where: Visible, noise: jax.Array) -> Forward:
+  def forward(self, params: dict, teacher_params: dict, batch: dict, views: Views) -> Forward:
     """One training forward pass.
 
     Args:
       params: student parameters.
       teacher_params: teacher parameters.
-      inputs: prepared inputs [B, ...].
-      where: visible tokens of masks [B, M, T].
-      noise: what the decoder sees at masked places, [B, M, T, D].
+      batch: of the loader, with B rows.
+      views: the masked views of its examples.
     """
-    apply = lambda tree, method, *args: self.encoder.apply({'params': tree['encoder']}, *args, method=method)
+    apply = lambda tree, method, *args, **options: self.encoder.apply(
+      {'params': tree['encoder']}, *args, method=method, **options
+    )
+    raw = batch[self.modality.key]
+    grid = self.modality.grid(raw.shape[1:])
+    inputs = self.modality.prepare(raw)
+    padding = self.modality.padding(batch, math.prod(grid))
     # The scopes name the parts in profiles and in the compiled program.
     with jax.named_scope('student'):
-      local_features = apply(params, 'local_features', inputs)
-      student = apply(params, 'contextualise', local_features, where)
+      local_features = scale_gradient(apply(params, 'local_features', inputs), self.options.local_gradient)
+      student = apply(
+        params, 'contextualise', local_features, views.where, padding=padding, grid=grid, randomness=views.randomness
+      )
     with jax.named_scope('decoder'):
-      decoder_input = self.decoder_input(student.output, where, noise)
-      predictions = self.decoder.apply({'params': params['decoder']}, decoder_input)
+      decoder_input = self.decoder_input(student.output, views)
+      predictions = self.decoder.apply({'params': params['decoder']}, decoder_input, grid)
 
     with jax.named_scope('teacher'):
-      seen = apply(jax.lax.stop_gradient(teacher_params), '__call__', inputs)
+      frozen = jax.lax.stop_gradient(teacher_params)
+      if self.options.teacher_scope == 'all':
+        features = apply(frozen, 'local_features', inputs)
+      else:
+        features = jax.lax.stop_gradient(local_features)
+      seen = apply(frozen, 'contextualise', features, padding=padding, grid=grid)
       layers = seen.blocks if self.options.block_output_targets else seen.mlps
       extra = self.config.model.extra_tokens
       layers = [layer[:, extra:] for layer in layers[-self.options.average_top_k :]]
       target = targets(layers, self.options.target_layer_norms, self.options.target_norms)
-    predictions = predictions.reshape(*where.mask.shape, -1)
+    predictions = predictions.reshape(*views.where.mask.shape, -1)
     return Forward(local_features, student, decoder_input, predictions, seen, target)
 
-  def decoder_input(self, output: jax.Array, where: Visible, noise: jax.Array) -> jax.Array:
+  def decoder_input(self, output: jax.Array, views: Views) -> jax.Array:
     """Student output [B * M, E + V, D] back at its places, noise at the masked ones: [B * M, T, D] (section 8)."""
-    tokens = output[:, self.config.model.extra_tokens :].reshape(*where.positions.shape, -1)
-    masked = where.mask[..., None]
-    tokens = put_back(tokens, where) + jnp.where(masked, noise, 0).astype(tokens.dtype)
-    if self.config.decoder.positions:
+    rate = self.config.decoder.input_dropout
+    if rate and views.randomness is not None:
+      output = dropout(output, views.randomness.seeds, rate, zlib.crc32(b'decoder input'))
+    tokens = output[:, self.config.model.extra_tokens :].reshape(*views.where.positions.shape, -1)
+    masked = views.where.mask[..., None]
+    tokens = put_back(tokens, views.where) + jnp.where(masked, views.noise, 0).astype(tokens.dtype)
+    if self.config.decoder.positions and self.modality.positions is not None:
       positions = self.modality.positions.astype(tokens.dtype)
       tokens = tokens + (positions if self.config.decoder.positions == 'all' else jnp.where(masked, positions, 0))
     return tokens.reshape(-1, *tokens.shape[2:])
@@ -172,24 +218,24 @@ class Data2vec2:
       terms['cls'] = scale * options.cls_loss * options.cls_loss_examples * masks * mean * weight.sum()
     return terms
 
-  def loss(self, params: dict, teacher_params: dict, batch: dict, keys: jax.Array) -> tuple[jax.Array, dict]:
+  def loss(self, params: dict, teacher_params: dict, batch: dict, keys: StepKeys) -> tuple[jax.Array, dict]:
     """Sum of all loss terms, and sums over the batch: 'weight' (masked tokens) and what `metrics` needs.
 
     Args:
       params: student parameters.
       teacher_params: teacher parameters.
       batch: of the loader, with B rows.
-      keys: one PRNG key per row.
+      keys: of the step, with the rows' own.
     """
-    mask, noise = self.draw(keys)
-    return self.loss_of_views(params, teacher_params, batch, visible(mask, self.modality.masks.num_visible), noise)
+    grid = self.modality.grid(batch[self.modality.key].shape[1:])
+    return self.loss_of_views(params, teacher_params, batch, self.draw(keys, grid))
 
-  def loss_of_views(self, params: dict, teacher_params: dict, batch: dict, where: Visible, noise: jax.Array):
-    """As `loss`, for given masks and noise."""
+  def loss_of_views(self, params: dict, teacher_params: dict, batch: dict, views: Views):
+    """As `loss`, for given views."""
     valid = batch['valid'].astype(jnp.float32)
-    forward = self.forward(params, teacher_params, self.modality.prepare(batch), where, noise)
-    terms = self.loss_terms(forward, where, valid)
-    return sum(terms.values()), self.sums(forward, where, valid, terms)
+    forward = self.forward(params, teacher_params, batch, views)
+    terms = self.loss_terms(forward, views.where, valid)
+    return sum(terms.values()), self.sums(forward, views.where, valid, terms)
 
   def sums(self, forward: Forward, where: Visible, valid: jax.Array, terms: dict) -> dict:
     """What the metrics are made of, as sums over the batch."""
@@ -231,7 +277,6 @@ class Data2vec2:
       **{f'spread/{name}': moments.spread() for name, moments in sums['spreads'].items()},
     }
 
-  def flops_per_example(self) -> dict[str, float]:
-    """Model FLOPs of one example in a train step, by part."""
-    masks = self.modality.masks
-    return flops.data2vec2(self.config, masks.num_tokens, masks.num_visible, len(self.modality.grid))
+  def flops_per_example(self, example: tuple[int, ...]) -> dict[str, float]:
+    """Model FLOPs of one raw example of this shape in a train step, by part."""
+    return flops.data2vec2(self.config, self.modality, example)

@@ -1,18 +1,17 @@
 """How raw input becomes tokens, where tokens stand, which masks make sense: one file per modality."""
 
-from d2v_jax.modalities import image
-from d2v_jax.modalities.encoder import Encoded, Encoder, Modality
-from d2v_jax.nn.positions import alibi_bias
+from d2v_jax.modalities import audio, image
+from d2v_jax.modalities.encoder import Alibi, Encoded, Encoder, Modality
+from d2v_jax.nn.dropout import Rates
 
-MODALITIES = {'image': image.build}
+MODALITIES = {'image': image.build, 'audio': audio.build}
 
 
 def build_encoder(config) -> Encoder:
   """The encoder that a config describes: its modality's front end and the shared transformer."""
-  modality = MODALITIES[config.modality](config)
   model = config.model
   return Encoder(
-    modality=modality,
+    modality=MODALITIES[config.modality](config),
     embed_dim=model.embed_dim,
     prenet_depth=model.prenet_depth,
     depth=model.depth,
@@ -21,8 +20,10 @@ def build_encoder(config) -> Encoder:
     norm_eps=model.norm_eps,
     init_std=model.init_std,
     extra_tokens=model.extra_tokens,
-    alibi=alibi_bias(model.num_heads, modality.grid, model.alibi) if model.alibi else None,
-    alibi_scale=model.alibi_scale,
+    alibi=Alibi(model.alibi, model.alibi_scale, model.alibi_learned, model.alibi_per_head, model.alibi_per_layer),
+    rates=Rates(**model.dropout),
+    layer_drop=model.layer_drop,
+    prenet_layer_drop=model.prenet_layer_drop,
     dtype=config.dtype,
     remat=config.remat,
   )

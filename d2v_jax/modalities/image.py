@@ -51,16 +51,15 @@ def build(config) -> Modality:
   grid = (side // patch, side // patch)
   mask = config.mask
   masks = BlockMask(grid, mask.ratio, mask.adjust, mask.block_size, mask.inverse)
-  if not 0 < masks.num_visible < masks.num_tokens:
-    raise InputError(
-      f'config.mask.ratio: {mask.ratio} leaves {masks.num_visible} of {masks.num_tokens} tokens visible; '
-      'at least one must be visible and one masked'
-    )
+  masks.check()
   return Modality(
-    prepare=lambda batch: normalise(batch['image'], tuple(config.data.mean), tuple(config.data.std)),
-    local_encoder=PatchEmbed(patch, model.embed_dim),
-    grid=grid,
-    positions=(sincos_2d(model.embed_dim, grid) * model.positions_scale).astype(model.positions_dtype),
-    masks=masks,
+    key='image',
     example=(side, side, 3),
+    prepare=lambda images: normalise(images, tuple(config.data.mean), tuple(config.data.std)),
+    padding=lambda batch, tokens: None,
+    local_encoder=PatchEmbed(patch, model.embed_dim),
+    grid=lambda example: grid,
+    masks=lambda grid: masks,
+    local_flops=lambda example: (2 * masks.num_tokens * 3 * patch**2 * model.embed_dim,) * 2,
+    positions=(sincos_2d(model.embed_dim, grid) * model.positions_scale).astype(model.positions_dtype),
   )

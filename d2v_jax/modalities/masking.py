@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from d2v_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockMask:
@@ -47,6 +49,14 @@ class BlockMask:
     drawn = int(self.num_tokens * self._drawn_ratio)
     return drawn if self.inverse else self.num_tokens - drawn
 
+  def check(self) -> None:
+    """Raises InputError where nothing would be visible, or nothing masked."""
+    if not 0 < self.num_visible < self.num_tokens:
+      raise InputError(
+        f'config.mask.ratio: {self.ratio} leaves {self.num_visible} of {self.num_tokens} tokens visible; '
+        'at least one must be visible and one masked'
+      )
+
   def sample(self, key: jax.Array, rows: int) -> jax.Array:
     """Draws independent masks, bool [rows, num_tokens]."""
     centre_key, fill_key = jax.random.split(key)
@@ -65,6 +75,29 @@ class BlockMask:
     score = marked + jax.random.uniform(fill_key, marked.shape)
     rank = jnp.argsort(jnp.argsort(-score, axis=-1), axis=-1)
     return (rank >= count) if self.inverse else (rank < count)
+
+
+def span_mask(key: jax.Array, length, ratio: float, span: int, size: int, at_least: int = 0) -> jax.Array:
+  """Draws one mask of overlapping spans, bool [size]: what fine-tuning hides of time and of channels.
+
+  ratio * length / span spans (rounded up or down at random, in proportion) start at different places before length - span,
+  so the last place is never masked; none of `size` places from `length` on is.
+
+  Args:
+    key: PRNG key.
+    length: places that count, at most `size`; may be traced.
+    ratio, span: see above.
+    size: places.
+    at_least: spans there are in any case.
+  """
+  count_key, start_key = jax.random.split(key)
+  count = jnp.floor(ratio * length / span + jax.random.uniform(count_key)).astype(jnp.int32)
+  count = jnp.maximum(count, at_least)
+  place = jnp.arange(size)
+  score = jnp.where(place < length - span, jax.random.uniform(start_key, (size,)), 2.0)
+  starts = (jnp.argsort(jnp.argsort(score)) < count) & (score < 1)
+  covered = jnp.cumsum(starts) - jnp.pad(jnp.cumsum(starts), (span, 0))[:size] > 0
+  return covered & (place < length)
 
 
 @struct.dataclass

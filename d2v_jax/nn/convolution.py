@@ -1,16 +1,11 @@
-"""Grouped convolutions that keep the grid: native on accelerators, matrix products on CPU.
-
-The backward pass of XLA's grouped convolution on CPU takes 63 times as long as PyTorch's, so there the convolution is one
-product of matrices per group. Unfolding every tap of the kernel on the input side (im2col) would copy the input once per
-tap. Instead the taps along the last axis of the grid are unfolded on the input side and those along the first axis on the
-output side: for a 3 x 3 kernel the matrices are 3 times, not 9 times, as large as the input, and the factors nearly square.
-"""
+"""Grouped convolutions that keep the grid, and strided ones: native on accelerators, matrix products on CPU."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from d2v_jax.nn import cpu_convolution
 
 
 def _padding(kernel: jax.Array) -> list[tuple[int, int]]:
@@ -45,82 +40,8 @@ def _tpu_backward(x: jax.Array, kernel: jax.Array, gradient: jax.Array, groups: 
   return x_gradient, kernel_gradient
 
 
-def _by_groups(x: jax.Array, groups: int, row_padding: tuple[int, int], column_padding: tuple[int, int]) -> jax.Array:
-  """[rows, H, W, C] -> [groups, rows, padded H, padded W, C / groups]."""
-  x = jnp.pad(x, ((0, 0), row_padding, column_padding, (0, 0)))
-  return jnp.moveaxis(x.reshape(*x.shape[:3], groups, -1), 3, 0)
-
-
-def _windows(x: jax.Array, axis: int, size: int, step: int) -> jax.Array:
-  """Lays `size` neighbours along `axis` side by side in the last axis, in ascending (step 1) or descending (-1) order.
-
-  A gather with constant indices: XLA makes it one copying loop, five times as fast on CPU as slices and a concatenation.
-  """
-  taps = np.arange(size)[::step]
-  windows = jnp.take(x, np.arange(x.shape[axis] - size + 1)[:, None] + taps, axis=axis, mode='clip')
-  windows = jnp.moveaxis(windows, axis + 1, -2)
-  return windows.reshape(*windows.shape[:-2], -1)
-
-
-def _kernel_matrices(kernel: jax.Array, groups: int, dtype: jnp.dtype) -> jax.Array:
-  """[H taps, W taps, in, groups * out] -> [groups, W taps * in, H taps * out]."""
-  height, width, inputs, outputs = kernel.shape
-  kernel = kernel.reshape(height, width, inputs, groups, -1).transpose(3, 1, 2, 0, 4)
-  return kernel.reshape(groups, width * inputs, height * outputs // groups).astype(dtype)
-
-
-def _flat(x: jax.Array) -> jax.Array:
-  return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
-def _shifted_sum(x: jax.Array, axis: int, shifts: range, dtype: jnp.dtype) -> jax.Array:
-  """Adds the parts of the last axis, one per shift, each read `shift` further along `axis`; back to [rows, H, W, C]."""
-  length = x.shape[axis] - len(shifts) + 1
-  parts = jnp.split(x, len(shifts), axis=-1)
-  total = sum(jax.lax.slice_in_dim(part, shift, shift + length, axis=axis) for part, shift in zip(parts, shifts))
-  total = jnp.moveaxis(total, 0, 3)
-  return total.reshape(*total.shape[:3], -1).astype(dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _products(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-  height, width = kernel.shape[:2]
-  x_groups = _by_groups(x, groups, (height // 2, (height - 1) // 2), (width // 2, (width - 1) // 2))
-  unfolded = _windows(x_groups, 3, width, 1)
-  matrices = _kernel_matrices(kernel, groups, x.dtype)
-  y = jnp.einsum('gni,gio->gno', _flat(unfolded), matrices, preferred_element_type=jnp.float32)
-  return _shifted_sum(y.reshape(*unfolded.shape[:-1], -1), 2, range(height), x.dtype)
-
-
-def _products_forward(x, kernel, groups):
-  return _products(x, kernel, groups), (x, kernel)
-
-
-def _products_backward(groups, saved, gradient):
-  x, kernel = saved
-  height, width = kernel.shape[:2]
-  # Both factors live on the true rows and on columns widened by all but one tap. The gradient is zero outside the grid, so
-  # what the input holds there does not matter to the kernel's gradient.
-  gradient = _by_groups(gradient, groups, ((height - 1) // 2, height // 2), ((width - 1) // 2, width // 2))
-  gradient = _windows(gradient, 2, height, -1)
-  x_groups = _windows(_by_groups(x, groups, (0, 0), (width - 1, width - 1)), 3, width, 1)
-
-  kernel_gradient = jnp.einsum('gni,gno->gio', _flat(x_groups), _flat(gradient), preferred_element_type=jnp.float32)
-  kernel_gradient = kernel_gradient.reshape(groups, width, kernel.shape[2], height, -1).transpose(3, 1, 2, 0, 4)
-
-  matrices = _kernel_matrices(kernel, groups, x.dtype)
-  y = jnp.einsum('gno,gio->gni', _flat(gradient), matrices, preferred_element_type=jnp.float32)
-  x_gradient = _shifted_sum(y.reshape(*gradient.shape[:-1], -1), 3, range(width)[::-1], x.dtype)
-  return x_gradient, kernel_gradient.reshape(kernel.shape).astype(kernel.dtype)
-
-
-_products.defvjp(_products_forward, _products_backward)
-
-
 def _as_products(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-  if kernel.ndim == 4:
-    return _products(x, kernel, groups)
-  return _products(x[:, None], kernel[None], groups)[:, 0]
+  return (cpu_convolution.on_rectangle if kernel.ndim == 4 else cpu_convolution.on_line)(x, kernel, groups)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -158,3 +79,48 @@ def _backward(groups, saved, gradient):
 
 
 convolution.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def strided_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Convolves a sequence without padding: [rows, length, c_in] -> [rows, (length - taps) // stride + 1, c_out].
+
+  Args:
+    x: float32 or bfloat16; the result has this dtype.
+    kernel: float32 [taps, c_in, c_out]; its gradient is float32.
+    stride: steps between outputs.
+  """
+  by = lambda function: lambda x, kernel: function(x, kernel, stride)
+  return jax.lax.platform_dependent(x, kernel, cpu=by(cpu_convolution.strided), default=by(_strided_native))
+
+
+def _strided_native(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (stride,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC'))
+
+
+def _strided_forward(x, kernel, stride):
+  return strided_convolution(x, kernel, stride), (x, kernel)
+
+
+def _strided_backward(stride, saved, gradient):
+  def on_cpu(x, kernel, gradient):
+    return cpu_convolution.strided_backward(x, kernel, gradient, stride)
+
+  def native(x, kernel, gradient):
+    # As automatic differentiation has it, but with a float32 result for the kernel.
+    kernel_gradient = jax.lax.conv_general_dilated(
+      x[:, : (gradient.shape[1] - 1) * stride + kernel.shape[0]],
+      gradient,
+      window_strides=(1,),
+      padding='VALID',
+      rhs_dilation=(stride,),
+      dimension_numbers=('CWN', 'IWO', 'WNC'),
+      preferred_element_type=kernel.dtype,
+    )
+    (x_gradient,) = jax.linear_transpose(lambda x: _strided_native(x, kernel, stride), x)(gradient)
+    return x_gradient, kernel_gradient
+
+  return jax.lax.platform_dependent(*saved, gradient, cpu=on_cpu, default=native)
+
+
+strided_convolution.defvjp(_strided_forward, _strided_backward)

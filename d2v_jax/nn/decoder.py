@@ -18,26 +18,31 @@ def _laid_out(x: jax.Array, *axes: int) -> jax.Array:
 class ConvDecoder(nn.Module):
   """Convolutions on the token grid, each followed by a layer norm without parameters, GELU and, if widths agree, a residual.
 
-  `__call__(x [rows, T, width]) -> predictions [rows, T, width]`; the grid may be a line or a rectangle.
+  `__call__(x [rows, T, width], grid) -> predictions [rows, T, width]`; the grid may be a line or a rectangle.
   """
 
-  grid: tuple[int, ...]
   dim: int
   layers: int
   kernel: int
   groups: int
   residual: bool
+  projection_layers: int
+  projection_ratio: float
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, grid: tuple[int, ...]):
     rows, tokens, width = x.shape
-    # The TPU compiler lays grouped convolutions out with the rows innermost. Left to itself it takes that layout on to what
-    # the input is made of, where it is slow, but not to the norms, with copies before and after each.
-    x = _laid_out(x, 0, 1, 2).reshape(rows, *self.grid, width)
+    # The TPU compiler lays grouped 2-D convolutions out with the rows innermost. Left to itself it takes that layout on to
+    # what the input is made of, where it is slow, but not to the norms, with copies before and after each.
+    lay_out = _laid_out if len(grid) == 2 else lambda x, *axes: x
+    x = lay_out(x, 0, 1, 2).reshape(rows, *grid, width)
     rows_innermost = (*range(1, x.ndim), 0)
     for i in range(self.layers):
-      y = Convolution(self.dim, (self.kernel,) * len(self.grid), self.groups, name=f'conv_{i}')(x)
-      y = gelu(_laid_out(layer_norm(y, None, None, 1e-5), *rows_innermost))
+      y = Convolution(self.dim, (self.kernel,) * len(grid), self.groups, name=f'conv_{i}')(x)
+      y = gelu(lay_out(layer_norm(y, None, None, 1e-5), *rows_innermost))
       x = x + y if self.residual and x.shape == y.shape else y
-    init = fan_in_uniform(self.dim)
+    for i in range(self.projection_layers - 1):
+      init = fan_in_uniform(x.shape[-1])
+      x = gelu(Dense(int(self.dim * self.projection_ratio), init, init, name=f'hidden_{i}')(x))
+    init = fan_in_uniform(x.shape[-1])
     return Dense(width, init, init, name='projection')(x).reshape(rows, tokens, width)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from d2v_jax.nn.convolution import convolution
+from d2v_jax.nn.convolution import convolution, strided_convolution
 from d2v_jax.nn.dense import dense
 from d2v_jax.nn.normalization import layer_norm
 
@@ -43,6 +43,20 @@ class Convolution(nn.Module):
     shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
     init = fan_in_uniform(math.prod(shape[:-1]))
     return convolution(x, self.param('kernel', init, shape), self.param('bias', init, (self.features,)), self.groups)
+
+
+class StridedConvolution(nn.Module):
+  """Convolution of a sequence [rows, length, in] without padding and bias, Kaiming-normal; kernel [k, in, out]."""
+
+  features: int
+  kernel_size: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.kernel_size, x.shape[-1], self.features)
+    init = nn.initializers.normal(math.sqrt(2 / math.prod(shape[:-1])))
+    return strided_convolution(x, self.param('kernel', init, shape), self.stride)
 
 
 class LayerNorm(nn.Module):

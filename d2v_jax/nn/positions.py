@@ -1,8 +1,15 @@
-"""Where tokens stand: sine-cosine tables and ALiBi biases (`docs/algorithm.md`, 4 and 5). NumPy: constants."""
+"""Where tokens stand: sine-cosine tables, convolutional positions, ALiBi (`docs/algorithm.md`, sections 4 and 5)."""
 
 import math
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from d2v_jax.nn.activations import gelu
+from d2v_jax.nn.layers import Convolution, LayerNorm
+from d2v_jax.nn.normalization import layer_norm
 
 
 def sincos_2d(width: int, grid: tuple[int, int], cls_token: bool = False) -> np.ndarray:
@@ -32,9 +39,38 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
   return slopes
 
 
-def alibi_bias(num_heads: int, grid: tuple[int, ...], distance: str = 'manhattan') -> np.ndarray:
-  """Attention bias -slope * distance between tokens, float32 [num_heads, T, T], on a row-major grid of any rank."""
-  coordinates = np.stack(np.unravel_index(np.arange(math.prod(grid)), grid), axis=-1)
-  offsets = np.abs(coordinates[:, None] - coordinates[None]).astype(np.float64)
-  distances = offsets.sum(-1) if distance == 'manhattan' else np.sqrt((offsets**2).sum(-1))
-  return (-alibi_slopes(num_heads)[:, None, None] * distances).astype(np.float32)
+def distances(positions, grid: tuple[int, ...], kind: str) -> jax.Array:
+  """Distances between tokens at `positions`, int [..., tokens] on a row-major grid of any rank.
+
+  Returns:
+    float32 [..., tokens, tokens]: the sum of the offsets along the axes ('manhattan') or the straight line ('euclidean').
+  """
+  total = 0.0
+  for coordinate in jnp.unravel_index(jnp.asarray(positions), grid):
+    offset = jnp.abs(coordinate[..., :, None] - coordinate[..., None, :]).astype(jnp.float32)
+    total = total + (offset if kind == 'manhattan' else jnp.square(offset))
+  return total if kind == 'manhattan' else jnp.sqrt(total)
+
+
+class ConvPositions(nn.Module):
+  """Positions relative to each other: a stack of grouped convolutions over the whole sequence, to be added to it.
+
+  `__call__(x [rows, tokens, width], padding) -> [rows, tokens, width]`. Where `padding` (bool [rows, tokens]) is given,
+  padded tokens are zero in front of every layer, so that the others do not depend on how many there are.
+  """
+
+  layers: int
+  kernel: int
+  groups: int
+  pre_norm: bool
+
+  @nn.compact
+  def __call__(self, x, padding=None):
+    if self.pre_norm:
+      x = LayerNorm(1e-5, name='norm')(x)
+    for i in range(self.layers):
+      if padding is not None:
+        x = jnp.where(padding[..., None], 0, x)
+      x = Convolution(x.shape[-1], (self.kernel,), self.groups, name=f'conv_{i}')(x)
+      x = gelu(layer_norm(x, None, None, 1e-5))
+    return x

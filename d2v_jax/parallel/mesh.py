@@ -30,9 +30,11 @@ def build(config, devices=None) -> Mesh:
       'set one axis to -1 and the other to a divisor'
     )
   parts = config.accumulate_steps * len(devices)
-  if config.batch_size % parts:
+  # Batches of speech have different sizes, all multiples of this field.
+  name = 'data.rows_multiple' if 'rows_multiple' in config.data else 'batch_size'
+  if (rows := config.data.get('rows_multiple', config.batch_size)) % parts:
     raise InputError(
-      f'config.batch_size: {config.batch_size} is not divisible by {len(devices)} devices x {config.accumulate_steps} '
+      f'config.{name}: {rows} is not divisible by {len(devices)} devices x {config.accumulate_steps} '
       f'accumulated micro-batches; use a multiple of {parts}'
     )
   return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)

@@ -10,8 +10,8 @@ import numpy as np
 
 from d2v_jax.report.writers import write_atomically
 
-_INK, _MUTED, _GRID = '#1f2328', '#6e7781', '#e6e8eb'
-_BLUE, _RED, _GREEN = '#0969da', '#cf222e', '#1a7f37'
+INK, MUTED, GRID = '#1f2328', '#6e7781', '#e6e8eb'
+BLUE, RED, GREEN = '#0969da', '#cf222e', '#1a7f37'
 
 
 def masks(path, images, masks, grid) -> None:
@@ -33,9 +33,9 @@ def masks(path, images, masks, grid) -> None:
       # Hidden patches keep a trace of the image, so that the eye can tell what the student has to guess.
       faded = np.where(hidden[..., None], 224 + 0.12 * (images[row] - 128.0), images[row])
       _show(axes[row, view + 1], np.clip(faded, 0, 255).astype(np.uint8))
-  axes[0, 0].set_title('image', fontsize=10, color=_INK)
-  axes[0, 1].set_title(f'visible under {views} masks ({100 * (1 - masks.mean()):.0f}%)', fontsize=10, color=_INK, loc='left')
-  _save(figure, path)
+  axes[0, 0].set_title('image', fontsize=10, color=INK)
+  axes[0, 1].set_title(f'visible under {views} masks ({100 * (1 - masks.mean()):.0f}%)', fontsize=10, color=INK, loc='left')
+  save(figure, path)
 
 
 def feature_maps(path, images, patch_features, grid, untrained_features=None) -> None:
@@ -58,14 +58,14 @@ def feature_maps(path, images, patch_features, grid, untrained_features=None) ->
   for row, (name, pictures) in enumerate(rows.items()):
     for column, picture in enumerate(pictures):
       _show(axes[row, column], picture)
-    axes[row, 0].set_ylabel(name, fontsize=10, color=_INK, rotation=0, ha='right', va='center', labelpad=8)
+    axes[row, 0].set_ylabel(name, fontsize=10, color=INK, rotation=0, ha='right', va='center', labelpad=8)
   axes[0, 0].set_title(
     'patch features less their mean at each place, principal components as red, green, blue',
     fontsize=10,
-    color=_INK,
+    color=INK,
     loc='left',
   )
-  _save(figure, path)
+  save(figure, path)
 
 
 def neighbours(path, query_images, neighbour_images, query_labels, neighbour_labels, class_names) -> None:
@@ -82,16 +82,16 @@ def neighbours(path, query_images, neighbour_images, query_labels, neighbour_lab
   count, k = np.shape(neighbour_labels)
   figure, axes = _panel(count, k + 1, captions=True)
   for row in range(count):
-    _show(axes[row, 0], query_images[row], frame=_INK)
+    _show(axes[row, 0], query_images[row], frame=INK)
     for place in range(k):
       agrees = neighbour_labels[row][place] == query_labels[row]
-      _show(axes[row, place + 1], neighbour_images[row][place], frame=_GREEN if agrees else _RED)
+      _show(axes[row, place + 1], neighbour_images[row][place], frame=GREEN if agrees else RED)
     for axis, label in zip(axes[row], [query_labels[row], *neighbour_labels[row]]):
-      axis.set_xlabel(_shorten(str(class_names[label])), fontsize=8, color=_MUTED, labelpad=3)
+      axis.set_xlabel(_shorten(str(class_names[label])), fontsize=8, color=MUTED, labelpad=3)
   agreement = np.mean(np.asarray(neighbour_labels) == np.asarray(query_labels)[:, None])
-  axes[0, 0].set_title('query', fontsize=10, color=_INK)
-  axes[0, 1].set_title(f'nearest neighbours ({100 * agreement:.0f}% of the class)', fontsize=10, color=_INK, loc='left')
-  _save(figure, path)
+  axes[0, 0].set_title('query', fontsize=10, color=INK)
+  axes[0, 1].set_title(f'nearest neighbours ({100 * agreement:.0f}% of the class)', fontsize=10, color=INK, loc='left')
+  save(figure, path)
 
 
 def curves(path, metrics: list[dict]) -> None:
@@ -108,7 +108,7 @@ def curves(path, metrics: list[dict]) -> None:
   ]
   columns = min(3, max(len(panels), 1))
   rows = max(math.ceil(len(panels) / columns), 1)
-  figure = _figure(4.0 * columns, 2.9 * rows)
+  figure = new_figure(4.0 * columns, 2.9 * rows)
   axes = figure.subplots(rows, columns, squeeze=False).ravel()
   for axis in axes[len(panels) :]:
     axis.axis('off')
@@ -123,54 +123,54 @@ def curves(path, metrics: list[dict]) -> None:
         )
       else:  # a control: one value for the whole run
         axis.axhline(values[-1], color=colour, label=label, linewidth=1.4, linestyle=style)
-    axis.set_title(title, fontsize=10, color=_INK, loc='left')
-    axis.set_xlabel('step', fontsize=8, color=_MUTED)
-    axis.grid(color=_GRID, linewidth=0.8)
+    axis.set_title(title, fontsize=10, color=INK, loc='left')
+    axis.set_xlabel('step', fontsize=8, color=MUTED)
+    axis.grid(color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[['top', 'right']].set_visible(False)
-    axis.spines[['left', 'bottom']].set_color(_GRID)
+    axis.spines[['left', 'bottom']].set_color(GRID)
     axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     if len(lines) > 1:
-      axis.legend(fontsize=7.5, frameon=False, labelcolor=_INK, handlelength=1.8)
+      axis.legend(fontsize=7.5, frameon=False, labelcolor=INK, handlelength=1.8)
     if 'log' in options and _spans_decades(axis):
       axis.set_yscale('log')
     elif 'zero' in options:
       axis.set_ylim(bottom=0)
-    axis.tick_params(which='both', labelsize=8, colors=_MUTED, length=0)
+    axis.tick_params(which='both', labelsize=8, colors=MUTED, length=0)
   figure.tight_layout(pad=1.0)
-  _save(figure, path)
+  save(figure, path)
 
 
 # Title, options, then lines: (metric, label, colour, style). 'log': logarithmic where the values span enough decades;
 # 'zero': the axis starts at zero.
 _CURVES = (
-  ('loss', ('log',), ('train/loss', 'loss', _BLUE, '-')),
-  ('learning rate', ('zero',), ('train/learning_rate', 'learning rate', _BLUE, '-')),
-  ('EMA decay of the teacher', (), ('train/ema_decay', 'decay', _BLUE, '-')),
+  ('loss', ('log',), ('train/loss', 'loss', BLUE, '-')),
+  ('learning rate', ('zero',), ('train/learning_rate', 'learning rate', BLUE, '-')),
+  ('EMA decay of the teacher', (), ('train/ema_decay', 'decay', BLUE, '-')),
   (
     'spread (standard deviation)',
     ('zero',),
-    ('train/target_std', 'targets', _BLUE, '-'),
-    ('train/pred_std', 'predictions', _RED, '-'),
+    ('train/target_std', 'targets', BLUE, '-'),
+    ('train/pred_std', 'predictions', RED, '-'),
   ),
   (
     'error, and the error of positions alone',
     ('zero',),
-    ('train/mse', 'squared error per element', _BLUE, '-'),
-    ('train/target_content', 'best that positions alone can reach', _RED, '-'),
+    ('train/mse', 'squared error per element', BLUE, '-'),
+    ('train/target_content', 'best that positions alone can reach', RED, '-'),
   ),
-  ('gradient norm', ('log',), ('train/grad_norm', 'norm', _BLUE, '-')),
+  ('gradient norm', ('log',), ('train/grad_norm', 'norm', BLUE, '-')),
   (
     'accuracy of frozen features',
     (),
-    ('eval/knn/accuracy', 'kNN', _BLUE, '-'),
-    ('eval/knn/untrained', 'kNN, untrained', _BLUE, '--'),
-    ('eval/knn/pixels', 'kNN, raw pixels', _BLUE, ':'),
-    ('eval/linear_probe/accuracy', 'linear probe', _RED, '-'),
-    ('eval/linear_probe/untrained', 'linear probe, untrained', _RED, '--'),
-    ('eval/linear_probe/pixels', 'linear probe, raw pixels', _RED, ':'),
+    ('eval/knn/accuracy', 'kNN', BLUE, '-'),
+    ('eval/knn/untrained', 'kNN, untrained', BLUE, '--'),
+    ('eval/knn/pixels', 'kNN, raw pixels', BLUE, ':'),
+    ('eval/linear_probe/accuracy', 'linear probe', RED, '-'),
+    ('eval/linear_probe/untrained', 'linear probe, untrained', RED, '--'),
+    ('eval/linear_probe/pixels', 'linear probe, raw pixels', RED, ':'),
   ),
-  ('examples per second', ('zero',), ('train/examples_per_second', 'examples/s', _BLUE, '-')),
+  ('examples per second', ('zero',), ('train/examples_per_second', 'examples/s', BLUE, '-')),
 )
 
 
@@ -193,17 +193,21 @@ def _without_place(features):
 def _component_colours(features, grid):
   """Features [n, T, D] to colours [n, rows, columns, 3] in [0, 1]."""
   features = np.asarray(features, np.float64)
-  flat = features.reshape(-1, features.shape[-1])
-  flat = flat - flat.mean(axis=0)
-  components = np.linalg.eigh(flat.T @ flat)[1][:, ::-1][:, :3]
+  return principal_colours(features.reshape(-1, features.shape[-1])).reshape(len(features), *grid, 3)
+
+
+def principal_colours(features) -> np.ndarray:
+  """Features float [n, D] to colours [n, 3] in [0, 1]: their three leading principal components as red, green and blue."""
+  features = np.asarray(features, np.float64)
+  centred = features - features.mean(axis=0)
+  components = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :3]
   # The sign of a component is arbitrary: fix it, so that the same features give the same colours.
   components *= np.sign(components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])])
-  values = flat @ components
+  values = centred @ components
   # Percentiles, so that a few outlying patches do not grey out the rest.
   low, high = np.percentile(values, [2, 98], axis=0)
   colours = np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
-  colours = np.pad(colours, ((0, 0), (0, 3 - colours.shape[1])), constant_values=0.5)
-  return colours.reshape(len(features), *grid, 3)
+  return np.pad(colours, ((0, 0), (0, 3 - colours.shape[1])), constant_values=0.5)
 
 
 def _to_pixels(patches, size):
@@ -216,7 +220,7 @@ def _shorten(name):
   return name if len(name) <= 14 else name[:13] + '…'
 
 
-def _figure(width, height):
+def new_figure(width, height):
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -232,7 +236,7 @@ def _panel(rows, columns, left=0.15, captions=False):
   gap_below = 0.28 if captions else gap
   width = left + columns * (cell + gap)
   height = top + rows * (cell + gap_below)
-  figure = _figure(width, height)
+  figure = new_figure(width, height)
   axes = figure.subplots(
     rows, columns, squeeze=False,
     gridspec_kw={
@@ -253,7 +257,7 @@ def _show(axis, picture, frame=None):
     spine.set_linewidth(2.5)
 
 
-def _save(figure, path):
+def save(figure, path):
   content = io.BytesIO()
   figure.savefig(content, format='png', dpi=130)
   write_atomically(path, content.getvalue())

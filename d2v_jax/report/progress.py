@@ -52,41 +52,43 @@ class Progress:
   when it is time to log. The first step is left out of the estimates: it compiles.
   """
 
-  def __init__(self, total_steps, start_step, examples_per_step, flops_per_step=None, clock=time.monotonic, devices=None):
+  def __init__(self, total_steps, start_step, clock=time.monotonic, devices=None):
     """Starts the clock.
 
     Args:
       total_steps: the step at which the run is done.
       start_step: the step it starts from (above 0 when resuming).
-      examples_per_step: the global batch size.
-      flops_per_step: model FLOPs of one step over all devices; None: no MFU.
       clock: returns seconds.
       devices: JAX devices that share a step; None: all.
     """
     self._total_steps = total_steps
-    self._examples_per_step = examples_per_step
     peaks = [peak_flops(device) for device in (jax.devices() if devices is None else devices)]
-    self._step_share_of_peak = None  # seconds a step would take at the peak
-    if flops_per_step and None not in peaks:
-      self._step_share_of_peak = flops_per_step / sum(peaks)
+    self._peak = None if None in peaks else sum(peaks)
     self._clock = clock
     self._paused = 0.0
     self._step = start_step
     self._waited = 0.0
+    self._examples = 0
+    self._flops = 0.0
     self._first = None  # (step, time) after the first step: the origin of the ETA
-    self._window = (start_step, self._now(), 0.0)  # (step, time, seconds waited) at the last measurement
+    self._window = self._mark()
     self._rates = {}
+
+  def _mark(self):
+    return self._step, self._now(), self._waited, self._examples, self._flops
 
   def _now(self):
     return self._clock() - self._paused
 
-  def step(self, wait_seconds: float = 0.0) -> None:
-    """Counts one finished step, of which `wait_seconds` were spent waiting for its batch."""
+  def step(self, examples: int, flops: float = 0.0, wait_seconds: float = 0.0) -> None:
+    """Counts one finished step: its examples and model FLOPs, over all devices, and the seconds it waited for its batch."""
     self._step += 1
     self._waited += wait_seconds
+    self._examples += examples
+    self._flops += flops
     if self._first is None:
       self._first = (self._step, self._now())
-      self._window = (*self._first, self._waited)
+      self._window = self._mark()
 
   @contextlib.contextmanager
   def pause(self):
@@ -103,17 +105,17 @@ class Progress:
     Keys: train/steps_per_second, train/examples_per_second, train/data_wait (share of the time spent waiting for data) and,
     where the device is known, train/mfu (model FLOP/s over the peak bfloat16 FLOP/s). Empty until two steps are done.
     """
-    last_step, last_time, last_waited = self._window
-    steps, seconds = self._step - last_step, self._now() - last_time
+    mark = self._mark()
+    steps, seconds, waited, examples, flops = (now - last for now, last in zip(mark, self._window))
     if steps > 0 and seconds > 0:
       self._rates = {
         'train/steps_per_second': steps / seconds,
-        'train/examples_per_second': steps * self._examples_per_step / seconds,
-        'train/data_wait': min((self._waited - last_waited) / seconds, 1.0),
+        'train/examples_per_second': examples / seconds,
+        'train/data_wait': min(waited / seconds, 1.0),
       }
-      if self._step_share_of_peak is not None:
-        self._rates['train/mfu'] = self._step_share_of_peak * steps / seconds
-      self._window = (self._step, self._now(), self._waited)
+      if self._peak is not None and flops:
+        self._rates['train/mfu'] = flops / seconds / self._peak
+      self._window = mark
     return dict(self._rates)
 
   def eta_seconds(self) -> float:

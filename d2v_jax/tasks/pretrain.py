@@ -1,6 +1,7 @@
 """Pretraining: a method on a modality, judged by what its frozen features are worth."""
 
 import functools
+import math
 from pathlib import Path
 
 import jax
@@ -12,19 +13,17 @@ from d2v_jax.data.sources import open_source
 from d2v_jax.evaluate.features import FeatureEvaluator
 from d2v_jax.methods.data2vec2 import Data2vec2
 from d2v_jax.modalities import Encoded
-from d2v_jax.report import pictures
+from d2v_jax.report import pictures, speech_pictures
 from d2v_jax.report.writers import read_metrics
 from d2v_jax.train.state import TrainState
 
 METHODS = {'data2vec2': Data2vec2}
-# Images on the panels of the report.
-SHOWN = 8
 
 
 def pool(encoded: Encoded, kind: str, extra_tokens: int) -> jax.Array:
   """One float32 vector per example from what the encoder made of it.
 
-  'final': mean of the last block's patch tokens [B, D]; 'cls': its last extra token [B, D]; 'layers': means of the MLP
+  'final': mean of the last block's tokens [B, D]; 'cls': its last extra token [B, D]; 'layers': means of the MLP
   outputs of all main blocks side by side [B, L * D].
   """
   if kind == 'cls':
@@ -51,24 +50,48 @@ class Pretrain:
     """What the train step optimises, without data."""
     return METHODS[config.method](config)
 
-  def evaluate(self, state: TrainState) -> dict[str, float]:
+  def evaluate(self, state: TrainState, workdir: Path) -> dict[str, float]:
     """Scores of frozen features by kNN and linear probe, beside raw pixels and the untrained network."""
+    del workdir
     return self._evaluator.run(self._weights(state))
 
   def report(self, state: TrainState, workdir: Path) -> None:
     """Draws `report/*.png`: masks, feature maps, nearest neighbours and curves."""
     folder = Path(workdir) / 'report'
     folder.mkdir(exist_ok=True)
-    images = self._shown_images()
-    modality = self.objective.modality
-    draw = jax.jit(modality.masks.sample, static_argnums=1)
-    masks = np.asarray(jax.vmap(lambda key: draw(key, 4))(jax.random.split(jax.random.key(0), len(images))))
-    pictures.masks(folder / 'masks.png', images, masks, modality.grid)
-    trained, untrained = (np.asarray(self._patches(params, images)) for params in (self._weights(state), self._untrained()))
-    pictures.feature_maps(folder / 'feature_maps.png', images, trained, modality.grid, untrained)
+    draw = {'image': self._draw_images, 'audio': self._draw_speech}
+    draw[self._config.modality](folder, self._weights(state), self._untrained())
     if self._evaluator is not None:
       pictures.neighbours(folder / 'neighbours.png', **self._evaluator.neighbours())
     pictures.curves(folder / 'curves.png', read_metrics(workdir))
+
+  def _draw_images(self, folder, trained, untrained):
+    (batch,) = self._shown(8)
+    images = batch['image'][batch['valid']]
+    grid = self.objective.modality.grid(images.shape[1:])
+    maps = [np.asarray(self._tokens(params, {'image': images})) for params in (trained, untrained)]
+    pictures.masks(folder / 'masks.png', images, self._masks(len(images), grid), grid)
+    pictures.feature_maps(folder / 'feature_maps.png', images, maps[0], grid, maps[1])
+
+  def _draw_speech(self, folder, trained, untrained):
+    modality = self.objective.modality
+    waves, masks, maps = [], [], ([], [])
+    for batch in self._shown(4):
+      inputs = {name: batch[name] for name in ('audio', 'length')}
+      found = [np.asarray(self._tokens(params, inputs)) for params in (trained, untrained)]
+      for row in np.flatnonzero(batch['valid']):
+        waves.append(batch['audio'][row, : batch['length'][row]])
+        grid = modality.grid(waves[-1].shape)
+        masks.extend(self._masks(1, grid))
+        for features, tokens in zip(maps, found):
+          features.append(tokens[row, : grid[0]])
+    speech_pictures.waveform_masks(folder / 'masks.png', waves, masks)
+    speech_pictures.feature_maps(folder / 'feature_maps.png', waves, *maps)
+
+  def _masks(self, examples, grid):
+    masks = self.objective.modality.masks(grid)
+    draw = jax.vmap(lambda key: masks.sample(key, 4))
+    return np.asarray(draw(jax.random.split(jax.random.key(0), examples)))
 
   def _weights(self, state):
     tree = state.teacher if self._config.eval.weights == 'teacher' else state.params
@@ -77,19 +100,23 @@ class Pretrain:
   def _untrained(self):
     return jax.jit(self.objective.init)(jax.random.key(self._config.seed))['encoder']
 
-  def _shown_images(self):
-    indices = np.linspace(0, len(self._source) - 1, min(SHOWN, len(self._source))).astype(int)
-    batches = list(eval_batches(self._config, self._source, indices, len(indices)))
-    return batches[0]['image'][batches[0]['valid']]
+  def _shown(self, count):
+    """Batches that hold a few training examples, spread evenly over the source."""
+    indices = np.linspace(0, len(self._source) - 1, min(count, len(self._source))).astype(int)
+    return list(eval_batches(self._config, self._source, indices, len(indices)))
 
   @functools.partial(jax.jit, static_argnums=0)
-  def _encode(self, params, images) -> Encoded:
-    return self.objective.encoder.apply({'params': params}, self.objective.modality.prepare({'image': images}))
+  def _encode(self, params, batch) -> Encoded:
+    modality = self.objective.modality
+    raw = batch[modality.key]
+    tokens = math.prod(modality.grid(raw.shape[1:]))
+    inputs, padding = modality.prepare(raw), modality.padding(batch, tokens)
+    return self.objective.encoder.apply({'params': params}, inputs, padding)
 
   @functools.partial(jax.jit, static_argnums=0)
   def _features(self, params, images):
-    return pool(self._encode(params, images), self._config.eval.features, self._config.model.extra_tokens)
+    return pool(self._encode(params, {'image': images}), self._config.eval.features, self._config.model.extra_tokens)
 
   @functools.partial(jax.jit, static_argnums=0)
-  def _patches(self, params, images):
-    return self._encode(params, images).output[:, self._config.model.extra_tokens :].astype(jnp.float32)
+  def _tokens(self, params, batch):
+    return self._encode(params, batch).output[:, self._config.model.extra_tokens :].astype(jnp.float32)

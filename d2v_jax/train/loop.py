@@ -14,6 +14,7 @@ from d2v_jax import config as configs
 from d2v_jax.checkpoints import weights
 from d2v_jax.checkpoints.manager import CheckpointManager, find_checkpoint
 from d2v_jax.data.loader import TrainLoader
+from d2v_jax.data.order import Plan, plan_batches
 from d2v_jax.data.sources import open_source
 from d2v_jax.errors import InputError
 from d2v_jax.parallel import mesh as meshes
@@ -35,10 +36,13 @@ def train_and_evaluate(config, workdir) -> TrainState:
     RunError: the training diverged, collapsed, or could not be saved.
     SystemExit: after SIGTERM (143) or SIGINT (130), when everything is saved.
   """
+  config = weights.with_architecture(config, workdir)
   configs.validate(config)
   mesh = meshes.build(config)
   source = open_source(config, 'train')
-  total_steps = resolve_steps(config, len(source))
+  if len(source) < 1:
+    raise InputError(f'config.data.source: {config.data.source} holds no training examples')
+  total_steps = resolve_steps(config, plan_batches(config, source))
   task = TASKS[config.task](config, source)
   start = starting_weights(task.objective, config, mesh, workdir)  # before the workdir belongs to this config
   workdir = open_workdir(workdir, config)
@@ -55,7 +59,8 @@ def train_and_evaluate(config, workdir) -> TrainState:
       with TrainLoader(config, source, run.step) as loader:
         run.train(loader, interruption)
         unreadable = len(loader.unreadable)
-      run.finish({'data/unreadable': unreadable})
+      dropped = {f'data/dropped/{reason}': count for reason, count in getattr(source, 'dropped', {}).items()}
+      run.finish({'data/unreadable': unreadable, **dropped})
     except Interrupted as interrupted:
       logging.warning('%s: saving step %d, then leaving', interrupted, run.step)
       run.record()
@@ -64,15 +69,16 @@ def train_and_evaluate(config, workdir) -> TrainState:
     return run.state
 
 
-def resolve_steps(config, num_examples: int) -> int:
+def resolve_steps(config, plan: Plan) -> int:
   """Updates of the whole run: config.total_steps, or as many as config.total_epochs passes take, rounded up."""
-  if num_examples < 1:
-    raise InputError(f'config.data.source: {config.data.source} holds no training examples')
-  return config.total_steps or math.ceil(config.total_epochs * num_examples / config.batch_size)
+  return config.total_steps or math.ceil(round(config.total_epochs * plan.batches_per_epoch, 6))
 
 
 def starting_weights(objective, config, mesh, workdir) -> tuple | None:
-  """(params, teacher) of config.init_from where that is given and the workdir has no checkpoint yet, else None."""
+  """(params, teacher) of config.init_from where that is given and the workdir has no checkpoint yet, else None.
+
+  Parts that the file does not have, as the head of a task, are not in them.
+  """
   if not config.init_from or find_checkpoint(workdir) is not None:
     return None
   expected = abstract_state(objective, config, mesh)
@@ -87,10 +93,15 @@ def initial_state(objective, config, mesh, manager, start: tuple | None) -> tupl
     return state, True
   state = sharded_init(objective, config, mesh)
   if start is not None:
+    place = lambda found, expected, fresh: (
+      fresh
+      | {
+        part: jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding, expected[part])) for part, tree in found.items()
+      }
+    )
     params, teacher = start
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, expected)
     state = state.replace(
-      params=jax.device_put(params, shardings.params), teacher=jax.device_put(teacher, shardings.teacher)
+      params=place(params, expected.params, state.params), teacher=place(teacher, expected.teacher, state.teacher)
     )
   return state, False
 
@@ -112,9 +123,9 @@ class Run:
     self.evaluated_step = None
     self.health = Health(config, self.step, self.step - int(optax.tree.get(state.opt_state, 'count')))
     self.writer = MetricsWriter(workdir, resume_step=self.step if resumed else None)
-    flops = config.batch_size * sum(task.objective.flops_per_example().values())
-    self.progress = Progress(total_steps, self.step, config.batch_size, flops)
+    self.progress = Progress(total_steps, self.step)
     self.step_function = sharded_step(task.objective, config, total_steps, mesh)
+    self.programs = {}  # shapes of a batch -> the compiled step and its model FLOPs
     if resumed:
       logging.info('Resuming %s at step %d of %d', workdir, self.step, total_steps)
     else:
@@ -136,19 +147,32 @@ class Run:
       started = time.monotonic()
       batch = meshes.global_batch(self.mesh, next(batches))
       waited = time.monotonic() - started
+      step_function, flops = self.program(batch)
       with interruption.shielded():
-        self.state, metrics = self.step_function(self.state, batch)
+        self.state, metrics = step_function(self.state, batch)
         self.step += 1
         # While this step runs the host waits for the one before: it never gets further ahead, and its clock stays true.
         jax.block_until_ready(previous)
         previous = metrics['loss']
         self.record()
-        self.progress.step(waited)
+        self.progress.step(len(batch['valid']), flops, waited)
         if self.step % config.log_every == 0 or self.step == self.total_steps:
           self.pending = self.step, metrics
     with interruption.shielded():
       self.record()
       self.save(wait=True)
+
+  def program(self, batch) -> tuple:
+    """The step compiled for batches of this one's shapes, and its model FLOPs. The time of compiling is no training time."""
+    shapes = tuple(value.shape for value in batch.values())
+    if shapes not in self.programs:
+      key = self.task.objective.modality.key
+      with self.progress.pause():
+        compiled = self.step_function.lower(self.state, batch).compile()
+      flops = sum(self.task.objective.flops_per_example(batch[key].shape[1:]).values())
+      self.programs[shapes] = compiled, flops * len(batch[key])
+      logging.info('Compiled the step for batches of %s', ' x '.join(map(str, batch[key].shape)))
+    return self.programs[shapes]
 
   def finish(self, extra: dict) -> None:
     """Evaluates the final state, draws the report and writes result.json."""
@@ -188,7 +212,7 @@ class Run:
       return
     jax.block_until_ready(self.state)
     with self.progress.pause():
-      metrics = self.task.evaluate(self.state)
+      metrics = self.task.evaluate(self.state, self.workdir)
       self.writer.write(self.step, metrics)
       self.evaluated_step = self.step
       logging.info('Evaluation at step %d:\n%s', self.step, format_scores(metrics))

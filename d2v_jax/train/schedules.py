@@ -19,7 +19,19 @@ def cosine(step, peak, total_steps, warmup_steps=0, minimum=0.0, warmup_start=No
   return jnp.where(step < warmup_steps, warmup, shrink ** cycle.astype(jnp.float32) * decayed)
 
 
+def tri_stage(step, peak, warmup_steps, hold_steps, decay_steps, initial_scale=0.01, final_scale=0.01):
+  """Linear from `initial_scale` * peak to the peak, constant, then exponential down to `final_scale` * peak, which stays."""
+  step = jnp.asarray(step, jnp.float32)
+  warmup = initial_scale + (1 - initial_scale) * step / max(warmup_steps, 1)
+  progress = jnp.clip((step - warmup_steps - hold_steps) / max(decay_steps, 1), 0, 1)
+  return peak * jnp.where(step < warmup_steps, warmup, jnp.exp(jnp.log(final_scale) * progress))
+
+
 def learning_rate(config, total_steps: int):
   """The config's schedule as a function of the step."""
-  schedule = config.schedule
-  return lambda step: cosine(step, config.learning_rate, total_steps, schedule.warmup_steps, schedule.min_learning_rate)
+  schedule, peak = config.schedule, config.learning_rate
+  if schedule.name == 'tri_stage':
+    # A little is added before the fraction is cut off, since 0.29 * 100 is 28.999999999999996.
+    phases = [int(total_steps * phase + 1e-6) for phase in schedule.phases]
+    return lambda step: tri_stage(step, peak, *phases, schedule.initial_scale, schedule.final_scale)
+  return lambda step: cosine(step, peak, total_steps, schedule.warmup_steps, schedule.min_learning_rate)

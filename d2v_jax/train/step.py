@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from d2v_jax.methods.randomness import step_keys
 from d2v_jax.parallel import mesh as meshes
 from d2v_jax.train import optimizer as optimizers
 from d2v_jax.train import schedules
@@ -48,12 +49,6 @@ def sharded_step(objective, config, total_steps: int, mesh):
   )
 
 
-def example_keys(seed: int, step, rows: int) -> jax.Array:
-  """One PRNG key for each row of the global batch, from (seed, step, row) and nothing else."""
-  key = jax.random.fold_in(jax.random.key(seed), step)
-  return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
-
-
 def gradients(objective, config, state: TrainState, batch: dict):
   """Gradient of (summed loss / summed weight) over the batch, computed in `config.accumulate_steps` micro-batches.
 
@@ -64,20 +59,20 @@ def gradients(objective, config, state: TrainState, batch: dict):
     (gradients, sums): the float32 gradient and the task's sums over the batch.
   """
   rows = len(batch['valid'])
-  keys = example_keys(config.seed, state.step, rows)
+  keys = step_keys(config.seed, state.step, rows)
   differentiate = jax.value_and_grad(objective.loss, has_aux=True)
 
-  def of(micro_batch, micro_keys):
-    (_, sums), gradient = differentiate(state.params, state.teacher, micro_batch, micro_keys)
+  def of(micro_batch, row_keys):
+    (_, sums), gradient = differentiate(state.params, state.teacher, micro_batch, keys.replace(rows=row_keys))
     return gradient, sums
 
   parts = config.accumulate_steps
   if parts == 1:
-    total = of(batch, keys)
+    total = of(batch, keys.rows)
   else:
     # Micro-batch i takes rows i, i + parts, ...: each device works on its own rows of every micro-batch.
     split = lambda x: x.reshape(rows // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-    micro = (jax.tree.map(split, batch), split(keys))
+    micro = (jax.tree.map(split, batch), split(keys.rows))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, *jax.tree.map(lambda x: x[0], micro)))
     add = lambda total, part: jax.tree.map(jnp.add, total, part)
     total, _ = jax.lax.scan(lambda total, part: (add(total, of(*part)), None), zero, micro)

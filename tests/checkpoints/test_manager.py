@@ -79,6 +79,14 @@ def test_the_newest_state_comes_back_bit_for_bit(workdir):
   assert_same(found, state_at(4))
 
 
+def test_a_state_without_a_teacher_comes_back_too(tmp_path):
+  state = state_at(2).replace(teacher={})
+  manager = CheckpointManager(tmp_path, get_config())
+  manager.save(state)
+  manager.close()
+  assert_same(restore(tmp_path, target_of(state)), state)
+
+
 def test_no_checkpoint_is_none(tmp_path):
   assert restore(tmp_path) is None
 

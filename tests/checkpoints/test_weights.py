@@ -8,8 +8,10 @@ import pytest
 
 from d2v_jax.checkpoints import fairseq, manager, weights
 from d2v_jax.errors import InputError
+from d2v_jax.methods.ctc import Ctc
 from d2v_jax.methods.data2vec2 import Data2vec2
-from tests.train.tiny import get_config, random_params
+from d2v_jax.train.workdir import open_workdir
+from tests.train.tiny import get_config, random_params, speech_config
 
 RELEASED = Path(__file__).parents[1] / 'golden' / 'd2v2_image' / 'checkpoint.pt'
 
@@ -64,6 +66,100 @@ def test_weights_of_another_model_are_refused_by_array_and_shapes(ours):
   del params['decoder']['projection']
   with pytest.raises(InputError, match=r'decoder/projection/bias is \(16,\) there, not used in this config'):
     weights.matching(folder / 'with_teacher', params, teacher)
+
+
+# --- from one task to another
+
+
+@pytest.fixture
+def speech(tmp_path):
+  """Weights of a pretrained model whose network is no default in any way; returns their place, parameters and config."""
+  config = speech_config()
+  config.model.update(depth=1, alibi_per_layer=True, layer_drop=0.3, conv_layers=((8, 10, 5), (8, 3, 2)))
+  config.model.conv_positions.layers = 1
+  config.model.dropout.attention = 0.4
+  config.data2vec2.average_top_k = 1
+  method = Data2vec2(config)
+  params = random_params(method, 0)
+  manager.save_weights(tmp_path / 'pretrained', params, method.init_teacher(params), config)
+  return tmp_path / 'pretrained', params, config
+
+
+def shapes_of(objective):
+  params = jax.eval_shape(objective.init, jax.random.key(0))
+  return params, jax.eval_shape(objective.init_teacher, params)
+
+
+def fine_tuning(place='', **fields):
+  config = speech_config('ctc')
+  config.init_from = str(place)
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def test_fine_tuning_takes_the_network_of_its_weights_and_nothing_else(speech, tmp_path):
+  place, _, pretrained = speech
+  config = fine_tuning(place)
+  found = weights.with_architecture(config, tmp_path / 'run')
+  for name in ('depth', 'alibi_per_layer', 'conv_layers', 'embed_dim'):
+    assert found.model[name] == pretrained.model[name], name
+  assert found.model.conv_positions.layers == 1 and isinstance(found.model.conv_layers[0], tuple)
+  assert found.model.layer_drop == 0.0 and found.model.dropout.attention == 0.0  # these are of the recipe
+  assert found.is_locked
+  unchanged = {**found.to_dict(), 'model': None}
+  assert unchanged == {**config.to_dict(), 'model': None}
+  assert config.model.depth == 2  # the config given stays
+
+
+def test_where_the_network_of_a_fine_tuning_comes_from(speech, tmp_path):
+  """The workdir knows best, then --checkpoint, then config.init_from; without any it is the config's own."""
+  place, _, _ = speech
+  assert weights.with_architecture(fine_tuning(), tmp_path / 'run') == fine_tuning()
+  assert weights.with_architecture(fine_tuning('nowhere'), tmp_path / 'run', place).model.depth == 1
+  own = fine_tuning('nowhere', **{'model.depth': 5})
+  open_workdir(tmp_path / 'run', own)
+  assert weights.with_architecture(fine_tuning(place), tmp_path / 'run', place).model.depth == 5
+  pretraining = get_config()
+  pretraining.init_from = str(place)
+  assert weights.with_architecture(pretraining, tmp_path / 'other') is pretraining
+
+
+def test_fine_tuning_does_not_start_from_images(tmp_path):
+  manager.save_weights(tmp_path / 'images', random_params(Data2vec2(get_config()), 0), None, get_config())
+  with pytest.raises(InputError, match=r'images: is a model of image, config\.modality is audio'):
+    weights.with_architecture(fine_tuning(tmp_path / 'images'), tmp_path / 'run')
+
+
+def test_the_head_is_new_and_the_decoder_is_left_behind(speech, tmp_path):
+  place, params, _ = speech
+  objective = Ctc(weights.with_architecture(fine_tuning(place), tmp_path / 'run'))
+  found, teacher = weights.matching(place, *shapes_of(objective))
+  assert teacher == {}
+  assert_same(found, {'encoder': params['encoder']})
+  with pytest.raises(InputError, match=r'pretrained: has no head, which this task needs'):
+    weights.matching(place, *shapes_of(objective), complete=True)
+
+
+def test_weights_of_a_fine_tuned_model_are_complete(speech, tmp_path):
+  place, params, _ = speech
+  config = weights.with_architecture(fine_tuning(place), tmp_path / 'run')
+  tuned = random_params(Ctc(config), 3)
+  manager.save_weights(tmp_path / 'tuned', tuned, None, config)
+  found, _ = weights.matching(tmp_path / 'tuned', *shapes_of(Ctc(config)), complete=True)
+  assert_same(found, tuned)
+  del tuned['encoder']['norm']
+  with pytest.raises(InputError, match=r'tuned: encoder/norm/.* is \(16,\) there, not used'):
+    params, teacher = shapes_of(Ctc(config))
+    del params['encoder']['norm']
+    weights.matching(tmp_path / 'tuned', params, teacher)
+
+
+def test_a_teacher_that_shares_the_local_encoder_is_made_without_it(speech, tmp_path):
+  _, params, config = speech
+  manager.save_weights(tmp_path / 'alone', params, None, config)
+  _, teacher = weights.matching(tmp_path / 'alone', *shapes_of(Data2vec2(config)))
+  assert_same(teacher, Data2vec2(config).init_teacher(params))
+  assert 'local_encoder' not in teacher['encoder']
 
 
 def test_nothing_there(tmp_path):

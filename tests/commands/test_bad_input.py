@@ -41,6 +41,10 @@ def refused(done, *parts, code=2):
   [
     ('--config.batchsize=3', ('config.batchsize: there is no such field', 'the nearest is config.batch_size')),
     ('--config.model.embeddim=3', ('config.model.embeddim: there is no such field', 'config.model.embed_dim')),
+    ('--config.ctc.freeze_steps=3', ('config.ctc.freeze_steps: this config has no such field', 'ctc on audio')),
+    ('--config.data.bucket_seconds=(1.0,)', ('config.data.bucket_seconds: this config has no such field', 'on audio')),
+    ('--config.modality=audio', ('--config', 'lacks config.', 'default_config()')),
+    ('--config.task=ctc', ('config.task', 'ctc on image', 'ctc on audio')),
     ('--config.batch_size=abc', ('config.batch_size', "'abc'", 'int')),
     ('--config.model.embed_dim=2.5', ('config.model.embed_dim', "'2.5'", 'int')),
     ('--config.learning_rate=fast', ('config.learning_rate', 'fast', 'float')),

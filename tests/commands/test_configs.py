@@ -1,21 +1,31 @@
 """Configs: every file is valid, the released recipes hold field by field, and what cannot work is refused by name."""
 
 import importlib.util
+import types
 
+import numpy as np
 import pytest
 
 from d2v_jax import config as configs
 from d2v_jax.config import default_config, field_names, to_dict, validate
+from d2v_jax.data.order import speech_buckets
 from d2v_jax.errors import InputError
-from d2v_jax.modalities import image
+from d2v_jax.modalities import MODALITIES, image
 from d2v_jax.parallel import mesh
-from tests.train.tiny import ROOT, get_config
+from tests.train.tiny import ROOT, get_config, speech_config
 
-FILES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-RECIPES = ('image_base', 'image_large', 'image_huge', 'image_huge14')
+FILES = sorted(str(path.relative_to(ROOT / 'configs').with_suffix('')) for path in (ROOT / 'configs').rglob('*.py'))
+HOURS = ('10m', '1h', '10h', '100h', '960h')
+RECIPES = {
+  'images': ('image_base', 'image_large', 'image_huge', 'image_huge14'),
+  'speech': ('audio_base', 'audio_large'),
+  'ctc': tuple(
+    f'finetune/ctc_{hours}:{size}' for size in ('base', 'large') for hours in ('10m', '1h', '10h', '100h', '960h')
+  ),
+}
 
-# Our field -> its value in the four released recipes, or one value where they agree.
-RELEASED = {
+# Our field -> its value in the released recipes of a kind, or one value where they agree.
+IMAGES = {
   'task': 'pretrain',
   'method': 'data2vec2',
   'modality': 'image',
@@ -47,6 +57,16 @@ RELEASED = {
   'model.init_std': 0.02,
   'model.alibi': '',
   'model.alibi_scale': 1.0,
+  'model.alibi_learned': False,
+  'model.alibi_per_head': False,
+  'model.alibi_per_layer': False,
+  'model.dropout.entry': 0.0,
+  'model.dropout.attention': 0.0,
+  'model.dropout.attention_output': 0.0,
+  'model.dropout.activation': 0.0,
+  'model.dropout.mlp_output': 0.0,
+  'model.layer_drop': 0.0,
+  'model.prenet_layer_drop': 0.0,
   'mask.ratio': (0.8, 0.75, 0.75, 0.75),
   'mask.adjust': (0.07, 0.1, 0.1, 0.1),
   'mask.block_size': 3,
@@ -65,12 +85,17 @@ RELEASED = {
   'data2vec2.ema_decay': 0.9998,
   'data2vec2.ema_end_decay': (0.99999, 0.99999, 0.99995, 1.0),
   'data2vec2.ema_anneal_steps': (100_000, 150_000, 150_000, 300_000),
+  'data2vec2.teacher_scope': 'all',
+  'data2vec2.local_gradient': 1.0,
   'decoder.dim': (768, 1024, 1024, 1024),
   'decoder.layers': (6, 3, 3, 3),
   'decoder.kernel': (3, 5, 5, 5),
   'decoder.groups': 16,
   'decoder.residual': True,
   'decoder.positions': '',
+  'decoder.projection_layers': 1,
+  'decoder.projection_ratio': 2.0,
+  'decoder.input_dropout': 0.0,
   'optimizer.beta1': 0.9,
   'optimizer.beta2': 0.95,
   'optimizer.eps': 1e-8,
@@ -82,13 +107,124 @@ RELEASED = {
   'health.min_target_std': 0.0,
   'health.min_pred_std': 0.0,
 }
+# The weight of the CLS loss too: speech has none.
+ONLY_IMAGES = {f'data.{name}' for name in ('image_size', 'crop_area', 'crop_aspect', 'flip', 'mean', 'std')}
+ONLY_IMAGES |= {'model.patch_size', 'model.positions_scale', 'data2vec2.cls_loss_examples'}
+CONV_LAYERS = ((512, 10, 5), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 3, 2), (512, 2, 2), (512, 2, 2))
+SPEECH = {
+  **{name: value for name, value in IMAGES.items() if name not in ONLY_IMAGES},
+  'modality': 'audio',
+  'total_steps': (400_000, 600_000),
+  'batch_size': (24, 48),  # of 20 s: as much speech as the workers' budgets hold, but for what does not fill a row
+  'learning_rate': (7.5e-4, 4e-4),
+  'data.bucket_seconds': (2.0, 4.0, 7.5, 10.0, 12.0, 15.0, 20.0),  # from the shortest clip used to the longest crop
+  'model.conv_layers': CONV_LAYERS,
+  'model.conv_positions.layers': 5,
+  'model.conv_positions.kernel': 95 // 5,
+  'model.conv_positions.groups': 16,
+  'model.conv_positions.pre_norm': False,
+  'model.embed_dim': (768, 1024),
+  'model.prenet_depth': (0, 8),
+  'model.depth': (12, 16),
+  'model.num_heads': (12, 16),
+  'model.norm_eps': 1e-5,
+  'model.extra_tokens': 0,
+  'model.alibi': 'manhattan',
+  'model.alibi_learned': True,
+  'model.alibi_per_head': True,
+  'model.dropout.entry': 0.1,
+  'model.dropout.attention': 0.1,
+  'model.dropout.attention_output': 0.1,
+  'model.dropout.mlp_output': 0.1,
+  'model.layer_drop': (0.05, 0.0),
+  'model.prenet_layer_drop': (0.05, 0.0),
+  'mask.ratio': (0.5, 0.55),
+  'mask.adjust': (0.05, 0.1),
+  'mask.block_size': 5,
+  'mask.inverse': False,
+  'data2vec2.masks_per_example': (8, 12),
+  'data2vec2.average_top_k': (8, 16),
+  'data2vec2.target_norms': (),
+  'data2vec2.cls_loss': 0.0,
+  'data2vec2.ema_decay': (0.999, 0.9997),
+  'data2vec2.ema_end_decay': (0.99999, 1.0),
+  'data2vec2.ema_anneal_steps': (75_000, 300_000),
+  'data2vec2.teacher_scope': 'context',
+  'decoder.dim': (384, 768),
+  'decoder.layers': 4,
+  'decoder.kernel': 7,
+  'decoder.input_dropout': 0.1,
+  'optimizer.beta2': 0.98,
+  'optimizer.eps': 1e-6,
+  'optimizer.weight_decay': 0.01,
+  'optimizer.clip_norm': (0.0, 1.0),
+  'schedule.warmup_steps': (8_000, 10_000),
+  'health.min_target_std': 0.1,
+  'health.min_pred_std': 0.01,
+}
+# The size of the network is that of the weights it starts from.
+ARCHITECTURE = {
+  *('embed_dim', 'prenet_depth', 'depth', 'num_heads', 'mlp_ratio', 'norm_eps', 'extra_tokens', 'init_std', 'conv_layers'),
+  *('alibi', 'alibi_scale', 'alibi_learned', 'alibi_per_head', 'alibi_per_layer'),
+}
+# The hours for base models, then for large ones.
+CTC = {
+  'task': 'ctc',
+  'method': '',
+  'modality': 'audio',
+  'seed': 1,
+  'total_steps': (13_000, 13_000, 20_000, 80_000, 320_000) * 2,
+  'total_epochs': 0.0,
+  'batch_size': (40,) * 9 + (48,),  # of 40 s
+  'accumulate_steps': 1,
+  'learning_rate': (5e-5, 5e-5, 5e-5, 3e-5, 1e-4, 1e-4, 3e-4, 1e-4, 3e-5, 3e-5),
+  'model.dropout.entry': 0.0,
+  'model.dropout.attention': 0.0,
+  'model.dropout.attention_output': 0.0,
+  'model.dropout.activation': 0.1,
+  'model.dropout.mlp_output': 0.0,
+  'model.layer_drop': (0.1, 0.1, 0.05, 0.1, 0.1) + (0.1,) * 5,
+  'model.prenet_layer_drop': (0.1, 0.1, 0.05, 0.1, 0.1) + (0.1,) * 5,
+  'ctc.freeze_steps': (10_000, 10_000, 10_000, 0, 0) + (10_000,) * 5,
+  'ctc.train_front_end': False,
+  'ctc.time_mask': (0.65, 0.65, 0.65, 0.65, 0.5, 0.65, 0.75, 0.75, 0.5, 0.5),
+  'ctc.time_mask_length': 10,
+  'ctc.mask_noise_std': 0.01,
+  'ctc.channel_mask': (0.25, 0.25, 0.5, 0.5, 0.1, 0.25, 0.25, 0.25, 0.5, 0.25),
+  'ctc.channel_mask_length': 64,
+  'ctc.head_dropout': 0.0,
+  'eval.language_model_weight': 2.0,
+  'eval.word_score': -1.0,
+  'optimizer.beta1': 0.9,
+  'optimizer.beta2': 0.98,
+  'optimizer.eps': 1e-8,
+  'optimizer.weight_decay': 0.0,
+  'optimizer.clip_norm': 0.0,
+  'schedule.name': 'tri_stage',
+  'schedule.phases': (0.1, 0.4, 0.5),
+  'schedule.initial_scale': 0.01,
+  'schedule.final_scale': 0.05,
+}
+RELEASED = {'images': IMAGES, 'speech': SPEECH, 'ctc': CTC}
 # Fields the recipes have nothing to say about.
-OURS = {
+COMMON = {
   *('dtype', 'remat', 'checkpoint_every', 'pictures', 'init_from', 'mesh.data', 'mesh.fsdp'),
   *('data.source', 'data.tfds_dir', 'data.workers', 'data.prefetch', 'data.max_unreadable'),
-  *('model.positions_dtype', 'optimizer.eps_uncorrected', 'optimizer.decay_all'),
-  *('health.max_skipped', 'health.grace_steps'),
-  *('eval.features', 'eval.weights', 'eval.batch_size', 'eval.knn_k', 'eval.max_train', 'eval.max_test', 'eval.controls'),
+  *('optimizer.eps_uncorrected', 'optimizer.decay_all', 'health.max_skipped', 'health.grace_steps', 'eval.max_test'),
+}
+FEATURES = {f'eval.{name}' for name in ('features', 'weights', 'batch_size', 'knn_k', 'max_train', 'controls')}
+TRI_STAGE = {'schedule.phases', 'schedule.initial_scale', 'schedule.final_scale'}
+LENGTHS = {'data.rows_multiple', 'data.split_seconds', 'model.conv_positions.see_padding'}
+OURS = {
+  'images': COMMON | FEATURES | TRI_STAGE | {'model.positions_dtype'},
+  'speech': COMMON | FEATURES | TRI_STAGE | LENGTHS | {'data2vec2.cls_loss_examples'},
+  'ctc': COMMON
+  | LENGTHS
+  | {f'model.{name}' for name in ARCHITECTURE}
+  | {f'model.conv_positions.{name}' for name in ('layers', 'kernel', 'groups', 'pre_norm')}
+  | {'log_every', 'eval_every', 'checkpoint_keep_every', 'data.holdout', 'data.bucket_seconds'}
+  | {'schedule.warmup_steps', 'schedule.min_learning_rate', 'health.min_target_std', 'health.min_pred_std'}
+  | {'eval.beam_width', 'eval.language_model'},
 }
 # tokens, block centres, visible, masked; student tokens; views per update; epochs of ImageNet-1k; CLS weight as a mean
 DERIVED = {
@@ -100,10 +236,12 @@ DERIVED = {
 
 
 def load(name):
+  """The config of a file, NAME or NAME:ARGUMENT."""
+  name, *arguments = name.split(':')
   spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config()
+  return module.get_config(*arguments)
 
 
 def value_of(config, name):
@@ -130,37 +268,41 @@ def refusal(**fields):
 def test_every_config_file_is_valid(name):
   config = load(name)
   validate(config)
-  image.build(config)
+  MODALITIES[config.modality](config)
   assert config.is_locked
   assert to_dict(config) == to_dict(load(name)), 'two calls must not share state'
 
 
 def test_the_released_recipes_are_there():
-  assert set(RECIPES) <= set(FILES)
+  names = {name.partition(':')[0] for names in RECIPES.values() for name in names}
+  assert names <= set(FILES)
+  assert {name for name in FILES if name.startswith('finetune/')} - names == {'finetune/ctc_tiny'}
 
 
-@pytest.mark.parametrize('number', range(4), ids=RECIPES)
-def test_recipe_equals_the_released_one_field_by_field(number):
-  config = load(RECIPES[number])
+@pytest.mark.parametrize(('kind', 'name'), [(kind, name) for kind, names in RECIPES.items() for name in names])
+def test_recipe_equals_the_released_one_field_by_field(kind, name):
+  config, number, count = load(name), RECIPES[kind].index(name), len(RECIPES[kind])
   differences = {}
-  for name, expected in RELEASED.items():
-    expected = expected[number] if isinstance(expected, tuple) and len(expected) == 4 else expected
+  for name, expected in RELEASED[kind].items():
+    expected = expected[number] if isinstance(expected, tuple) and len(expected) == count else expected
     found = value_of(config, name)
     if found != expected or type(found) is not type(expected):
       differences[name] = (found, expected)
   assert not differences
 
 
-def test_every_field_is_compared_or_is_our_own():
-  names = {name.removeprefix('config.') for name in field_names()}
-  assert names == RELEASED.keys() | OURS
-  assert not RELEASED.keys() & OURS
+@pytest.mark.parametrize('kind', RECIPES)
+def test_every_field_is_compared_or_is_our_own(kind):
+  names = {name.removeprefix('config.') for name in field_names(load(RECIPES[kind][0]))}
+  assert names == RELEASED[kind].keys() | OURS[kind]
+  assert not RELEASED[kind].keys() & OURS[kind]
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', RECIPES['images'])
 def test_derived_quantities_of_the_recipes(name):
   config = load(name)
-  masks = image.build(config).masks
+  modality = image.build(config)
+  masks = modality.masks(modality.grid(modality.example))
   options = config.data2vec2
   views = config.batch_size * options.masks_per_example
   found = (
@@ -169,6 +311,51 @@ def test_derived_quantities_of_the_recipes(name):
     round(options.cls_loss * options.cls_loss_examples * options.masks_per_example, 6),
   )
   assert found == DERIVED[name]
+
+
+@pytest.mark.parametrize(
+  ('name', 'counts', 'rows'),
+  [
+    ('audio_base', (109, 499, 500), [240, 120, 64, 48, 40, 32, 24]),
+    ('audio_large', (129, 549, 450), [480, 240, 128, 96, 80, 64, 48]),
+  ],
+)
+def test_derived_quantities_of_the_speech_recipes(name, counts, rows):
+  config = load(name)
+  modality = MODALITIES['audio'](config)
+  assert modality.example == (320_000,) and modality.grid(modality.example) == (999,)
+  masks = modality.masks((999,))
+  assert (masks.num_centres, masks.num_tokens - masks.num_visible, masks.num_visible) == counts
+  seconds = config.data.bucket_seconds
+  # A thousand clips of each length, and some that are too short.
+  lengths = np.repeat([16_000, *(round(16_000 * length) for length in seconds)], 1000)
+  buckets = speech_buckets(config, types.SimpleNamespace(lengths=lengths))
+  assert [bucket.rows for bucket in buckets] == rows
+  budget = config.batch_size * seconds[-1]
+  assert all(0.85 * budget <= count * length <= budget for count, length in zip(rows, seconds))
+
+
+def test_a_config_holds_what_its_task_and_modality_read():
+  image_fields, speech_fields, ctc_fields = (
+    set(field_names(default_config(*kind))) for kind in (('image',), ('audio',), ('audio', 'ctc'))
+  )
+  assert 'config.data.crop_area' in image_fields - speech_fields - ctc_fields
+  assert 'config.data.bucket_seconds' in (speech_fields & ctc_fields) - image_fields
+  assert 'config.mask.ratio' in (image_fields & speech_fields) - ctc_fields
+  assert 'config.ctc.freeze_steps' in ctc_fields - speech_fields - image_fields
+  known = configs.known_fields()
+  assert known.keys() == image_fields | speech_fields | ctc_fields
+  assert known['config.seed'] == known['config.mask.ratio'] == 'pretrain on image'
+  assert known['config.data.bucket_seconds'] == 'pretrain on audio'
+  assert known['config.ctc.freeze_steps'] == 'ctc on audio'
+  with pytest.raises(InputError, match=r'config\.task: ctc on image does not exist; there are .*ctc on audio'):
+    default_config('image', 'ctc')
+
+
+def test_the_tiny_configs_of_the_tests_are_valid():
+  for config in (get_config(), speech_config(), speech_config('ctc')):
+    validate(config)
+    MODALITIES[config.modality](config)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +385,12 @@ def test_derived_quantities_of_the_recipes(name):
     ('decoder.groups', 3, ('3', '16')),
     ('optimizer.beta2', 1.5, ('1.5',)),
     ('mask.ratio', -0.1, ('-0.1',)),
+    ('data2vec2.teacher_scope', 'contxt', ("'contxt'", "did you mean 'context'")),
+    ('model.layer_drop', 1.0, ('1.0', 'from 0 to below 1')),
+    ('model.dropout.attention', -0.1, ('-0.1', 'from 0 to below 1')),
+    ('decoder.projection_layers', 0, ('0', 'at least 1')),
+    ('schedule.phases', (0.5, 0.5), ('(0.5, 0.5)', '3 numbers')),
+    ('schedule.phases', (0.5, 0.1, 0.1), ('(0.5, 0.1, 0.1)', 'add up to 1')),
   ],
 )
 def test_a_value_that_cannot_work_is_refused_by_field_found_and_allowed(field, value, named):
@@ -230,6 +423,39 @@ def test_a_value_that_would_crash_or_train_nothing_is_refused(field, value):
     image.build(config)
     mesh.build(config)
   assert str(caught.value).startswith(f'config.{field.partition(".")[0]}')
+
+
+@pytest.mark.parametrize(
+  ('task', 'field', 'value', 'named'),
+  [
+    ('ctc', 'modality', 'image', ("'image'", "allowed: 'audio'")),
+    ('ctc', 'method', 'data2vec2', ("'data2vec2'",)),
+    ('pretrain', 'data.bucket_seconds', (), ('()', 'ascending')),
+    ('pretrain', 'data.bucket_seconds', (2.0, 1.0), ('(2.0, 1.0)', 'ascending')),
+    ('pretrain', 'data.bucket_seconds', (0.0, 1.0), ('(0.0, 1.0)',)),
+    ('pretrain', 'data.bucket_seconds', (0.001, 1.0), ('0.001 s is 0 frames', 'at least 2')),
+    ('pretrain', 'data.rows_multiple', 3, ('3 does not divide', '4')),
+    ('pretrain', 'data.rows_multiple', 0, ('0', 'at least 1')),
+    ('pretrain', 'model.conv_layers', (), ('()', 'kernel, stride')),
+    ('pretrain', 'model.conv_layers', ((16, 10),), ('(16, 10)', 'kernel, stride')),
+    ('pretrain', 'model.conv_layers', ((16, 10, 0),), ('(16, 10, 0)', 'kernel, stride')),
+    ('pretrain', 'model.conv_positions.groups', 3, ('3', 'embed_dim 16')),
+    ('pretrain', 'mask.ratio', 1.0, ('1.0', '0 of 19 tokens visible')),
+    ('ctc', 'ctc.time_mask_length', 0, ('0', 'at least 1')),
+    ('ctc', 'ctc.head_dropout', 1.0, ('1.0', 'below 1')),
+    ('ctc', 'ctc.freeze_steps', -1, ('-1', 'at least 0')),
+  ],
+)
+def test_a_value_of_speech_that_cannot_work_is_refused(task, field, value, named):
+  config = speech_config(task)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(InputError) as caught:
+    validate(config)
+    MODALITIES['audio'](config)
+  text = str(caught.value)
+  assert text.startswith(f'config.{field}: ') and '\n' not in text
+  for part in named:
+    assert part in text
 
 
 def test_fields_that_need_an_extra_token():

@@ -13,10 +13,13 @@ import pytest
 from PIL import Image
 
 from d2v_jax.config import default_config
+from d2v_jax.data.audio import standardise
+from d2v_jax.data.letters import decode
 from d2v_jax.data.loader import TrainLoader, eval_batches
-from d2v_jax.data.order import example_indices
+from d2v_jax.data.order import example_indices, plan_batches
 from d2v_jax.data.sources import open_source
 from d2v_jax.errors import InputError, RunError
+from tests.train.tiny import speech_config
 
 NUM_IMAGES = 20
 
@@ -39,9 +42,9 @@ def folder(tmp_path):
   return tmp_path
 
 
-def batches_of(config, start_step=0, count=4, rows=slice(None)):
+def batches_of(config, start_step=0, count=4, share=(0, 1)):
   source = open_source(config, 'train')
-  with TrainLoader(config, source, start_step, rows) as loader:
+  with TrainLoader(config, source, start_step, share) as loader:
     return [next(loader) for _ in range(count)]
 
 
@@ -71,8 +74,7 @@ def test_any_number_of_hosts_and_any_start_give_the_same_batches(folder):
   expected = batches_of(config, count=5)
   assert_same(batches_of(config, start_step=3, count=2), expected[3:])
   for hosts in (2, 4):
-    share = 8 // hosts
-    parts = [batches_of(config, count=5, rows=slice(host * share, (host + 1) * share)) for host in range(hosts)]
+    parts = [batches_of(config, count=5, share=(host, hosts)) for host in range(hosts)]
     joined = [{key: np.concatenate([batch[key] for batch in hosts]) for key in hosts[0]} for hosts in zip(*parts)]
     assert_same(joined, expected)
   config.seed = 2
@@ -84,7 +86,7 @@ def test_any_number_of_workers_gives_the_same_batches(folder):
   expected = batches_of(config_of(folder), start_step=7, count=6)
   for workers in (1, 2):
     config = config_of(folder, workers=workers)
-    with TrainLoader(config, open_source(config, 'train'), 7, slice(None)) as loader:
+    with TrainLoader(config, open_source(config, 'train'), 7, (0, 1)) as loader:
       assert_same([next(loader) for _ in range(6)], expected)
       assert [Path(name).name for name in loader.unreadable] == ['03.png']  # the report crosses from worker to main
   assert not multiprocessing.active_children()
@@ -103,7 +105,7 @@ def test_unreadable_examples_are_zero_rows_named_once_and_counted(folder, caplog
   (folder / 'train' / 'b' / '15.png').symlink_to('nowhere')
   config = config_of(folder)
   source = open_source(config, 'train')
-  with TrainLoader(config, source, 0, slice(None)) as loader:
+  with TrainLoader(config, source, 0, (0, 1)) as loader:
     invalid = 0
     for step in range(10):  # four epochs
       batch = next(loader)
@@ -129,12 +131,12 @@ def test_too_many_unreadable_examples_end_the_run(folder):
     batches_of(config_of(folder, max_unreadable=2), count=5)
 
 
-@pytest.mark.parametrize('rows', [slice(None), slice(0, 4)])
-def test_all_unreadable_ends_the_run(folder, rows):
+@pytest.mark.parametrize('share', [(0, 1), (0, 2)])
+def test_all_unreadable_ends_the_run(folder, share):
   for path in folder.glob('train/*/*.png'):
     path.write_bytes(b'x')
   with pytest.raises(InputError, match='all unreadable'):
-    batches_of(config_of(folder), count=20, rows=rows)
+    batches_of(config_of(folder), count=20, share=share)
   config = config_of(folder)
   with pytest.raises(InputError, match='all unreadable'):
     list(eval_batches(config, open_source(config, 'train'), np.arange(NUM_IMAGES), 8))
@@ -148,6 +150,7 @@ def test_eval_batches_hold_every_example_once(folder):
   batches = list(eval_batches(config, source, indices, 3))
   assert [batch['image'].shape for batch in batches] == [(3, 16, 16, 3)] * 3
   joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+  np.testing.assert_array_equal(joined['index'], [*indices, -1, -1])
   np.testing.assert_array_equal(joined['valid'], [1, 0, 1, 1, 1, 1, 1, 0, 0])
   np.testing.assert_array_equal(joined['label'], [1, -1, 0, 0, 1, 1, 0, -1, -1])
   for row, index in enumerate(indices):
@@ -157,12 +160,131 @@ def test_eval_batches_hold_every_example_once(folder):
   assert list(eval_batches(config, source, [], 3)) == []
 
 
+# --- speech
+
+
+class Speech:
+  """Noise of known lengths and loudness, with transcripts; some clips cannot be read, some are shorter than they claim."""
+
+  def __init__(self, lengths, unreadable=(), cut=()):
+    self.lengths, self.unreadable, self.cut = np.array(lengths), unreadable, cut
+    self.texts = [f'{"AB" * (1 + i % 5)} C' for i in range(len(lengths))]
+
+  def __len__(self):
+    return len(self.lengths)
+
+  def name(self, index):
+    return f'clip {index}'
+
+  def wave(self, index):
+    return np.random.default_rng(index).normal(3, 1 + index, self.lengths[index]).astype(np.float32)
+
+  def read(self, index):
+    if index in self.unreadable:
+      raise ValueError('damaged')
+    wave = self.wave(index)
+    return {'audio': wave[:100] if index in self.cut else wave, 'text': self.texts[index]}
+
+
+CLIPS = [400, 500, 799, 1000, 800, 1601, 450, 900, 3000, 1300, 799, 799, 820, 420]
+
+
+def speech_batches(task, source, count=8, share=(0, 1), start_step=0):
+  with TrainLoader(speech_config(task), source, start_step, share) as loader:
+    return [next(loader) for _ in range(count)]
+
+
+def test_pretraining_sees_crops_of_standardised_clips():
+  source, config = Speech(CLIPS), speech_config()
+  plan, places = plan_batches(config, source), []
+  shapes = set()
+  for step, batch in enumerate(speech_batches('pretrain', source, 40)):
+    indices, bucket = plan.batch(step)
+    assert batch.keys() == {'audio', 'valid'} and batch['valid'].all()
+    assert batch['audio'].shape == (bucket.rows, bucket.shape[0]) and batch['audio'].dtype == np.float32
+    shapes.add(batch['audio'].shape)
+    for row, index in zip(batch['audio'], indices):
+      whole = standardise(source.wave(index))
+      (start,) = np.flatnonzero(whole == row[0])
+      np.testing.assert_array_equal(whole[start : start + len(row)], row)
+      places.append(start / max(len(whole) - len(row), 1))
+  assert shapes == {(8, 400), (4, 800)}
+  assert min(places) < 0.05 and max(places) > 0.95 and 0.3 < np.mean([place for place in places if place]) < 0.7
+
+
+def test_fine_tuning_sees_whole_clips_and_their_letters():
+  source, config = Speech(CLIPS), speech_config('ctc')
+  plan = plan_batches(config, source)
+  for step, batch in enumerate(speech_batches('ctc', source)):
+    indices, bucket = plan.batch(step)
+    assert batch.keys() == {'audio', 'length', 'letters', 'valid'} and batch['valid'].all()
+    assert batch['letters'].shape == (bucket.rows, 16) and batch['letters'].dtype == batch['length'].dtype == np.int32
+    for row, index in enumerate(indices):
+      length = source.lengths[index]
+      assert batch['length'][row] == length <= 800
+      np.testing.assert_array_equal(batch['audio'][row, :length], standardise(source.wave(index)))
+      assert not batch['audio'][row, length:].any()
+      letters = batch['letters'][row]
+      assert decode(letters[letters >= 0]) == source.texts[index] and (letters[(letters >= 0).sum() :] == -1).all()
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'ctc'])
+def test_any_number_of_hosts_gives_the_same_speech(task):
+  source = Speech(CLIPS, unreadable=(3, 6))
+  expected = speech_batches(task, source)
+  for hosts in (2, 4):
+    parts = [speech_batches(task, source, share=(host, hosts)) for host in range(hosts)]
+    for number, batch in enumerate(expected):
+      joined = {key: np.concatenate([part[number][key] for part in parts]) for key in batch}
+      for key in batch:
+        np.testing.assert_array_equal(joined[key], batch[key], err_msg=key)
+  later = speech_batches(task, source, 3, start_step=5)
+  for batch, other in zip(later, expected[5:]):
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
+
+
+def test_speech_that_cannot_be_read_is_a_row_of_nothing():
+  source = Speech(CLIPS, unreadable=(3,), cut=(0,))
+  config = speech_config()
+  plan, seen = plan_batches(config, source), set()
+  with TrainLoader(config, source, 0, (0, 1)) as loader:
+    for step in range(12):
+      batch, (indices, _) = next(loader), plan.batch(step)
+      np.testing.assert_array_equal(batch['valid'], ~np.isin(indices, (0, 3)))
+      assert not batch['audio'][~batch['valid']].any()
+      seen |= set(indices)
+    assert {0, 3} <= seen and loader.unreadable.keys() == {'clip 0', 'clip 3'}
+    assert '100 samples' in loader.unreadable['clip 0']
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'ctc'])
+def test_evaluation_hears_every_clip_uncut_once(task):
+  source, config = Speech(CLIPS, unreadable=(3,)), speech_config(task)
+  indices = np.array([8, 3, 0, 5, 2, 2, 9, 10, 11])
+  seen = []
+  for batch in eval_batches(config, source, indices, 3):
+    assert batch.keys() == {'audio', 'length', 'valid', 'index'}
+    assert (batch['valid'] <= (batch['index'] >= 0)).all() and batch['index'].dtype == np.int64
+    seen += [index for index in batch['index'] if index >= 0]
+    for row in np.flatnonzero(batch['valid']):
+      whole = standardise(source.wave(batch['index'][row]))
+      assert batch['length'][row] == len(whole)
+      np.testing.assert_array_equal(batch['audio'][row], np.pad(whole, (0, batch['audio'].shape[1] - len(whole))))
+    assert not batch['audio'][~batch['valid']].any() and not batch['length'][~batch['valid']].any()
+    assert (batch['index'][~batch['valid']] == -1).sum() + (batch['index'] == 3).sum() == (~batch['valid']).sum()
+  assert sorted(seen) == sorted(indices)
+
+
+# --- processes
+
+
 def test_batch_must_divide_over_processes(folder, monkeypatch):
   import jax
 
   monkeypatch.setattr(jax, 'process_count', lambda: 3)
   config = config_of(folder)
-  with pytest.raises(InputError, match=r'config\.batch_size: 8 .* 3 processes'):
+  with pytest.raises(InputError, match=r'config\.batch_size: batches of 8 .* 3 processes'):
     TrainLoader(config, open_source(config, 'train'), 0)
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
@@ -172,7 +294,7 @@ def test_batch_must_divide_over_processes(folder, monkeypatch):
 
 def test_a_killed_worker_is_an_error_not_a_hang(folder):
   config = config_of(folder, workers=2)
-  with TrainLoader(config, open_source(config, 'train'), 0, slice(None)) as loader:
+  with TrainLoader(config, open_source(config, 'train'), 0, (0, 1)) as loader:
     next(loader)
     for child in multiprocessing.active_children():
       os.kill(child.pid, signal.SIGKILL)
@@ -191,7 +313,7 @@ if __name__ == '__main__':
   config = default_config()
   config.batch_size = 8
   config.data.update({'source': 'folder:' + sys.argv[1], 'image_size': 16, 'workers': 1})
-  loader = TrainLoader(config, open_source(config, 'train'), 0, slice(None))
+  loader = TrainLoader(config, open_source(config, 'train'), 0, (0, 1))
   batch = next(loader)
   print(*[child.pid for child in multiprocessing.active_children()], flush=True)
   sys.stdin.readline()

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d2v_jax.methods.data2vec2 import Data2vec2, Forward
+from d2v_jax.methods.data2vec2 import Data2vec2, Forward, Views
+from d2v_jax.methods.randomness import step_keys
 from d2v_jax.modalities.masking import visible
 from tests.train.tiny import fast_jit, get_config, random_params
 
@@ -29,10 +30,10 @@ class Setup:
     self.method = Data2vec2(tiny_config())
     self.params, self.teacher = random_params(self.method, 0), {'encoder': random_params(self.method, 1)['encoder']}
     self.images = jax.random.normal(jax.random.key(2), (EXAMPLES, 16, 16, 3))
-    self.keys = jax.random.split(jax.random.key(3), EXAMPLES)
-    self.draw = fast_jit(self.method.draw)
-    mask, self.noise = self.draw(self.keys)
-    self.where = visible(mask, self.method.modality.masks.num_visible)
+    self.keys = step_keys(3, 0, EXAMPLES)
+    self.draw = fast_jit(functools.partial(self.method.draw, grid=(4, 4)))
+    self.views = self.draw(self.keys)
+    self.where, self.noise = self.views.where, self.views.noise
     self.batch = {'image': self.images, 'valid': jnp.ones(EXAMPLES, bool)}
     self.run_forward = fast_jit(self.method.forward)
     self.loss_and_gradient = fast_jit(jax.value_and_grad(self.method.loss, argnums=(0, 1), has_aux=True))
@@ -40,7 +41,7 @@ class Setup:
 
   @functools.cached_property
   def forward(self):
-    return self.run_forward(self.params, self.teacher, self.images, self.where, self.noise)
+    return self.run_forward(self.params, self.teacher, self.batch, self.views)
 
 
 @pytest.fixture(scope='module')
@@ -84,11 +85,10 @@ def test_top_k_counts_main_blocks_from_the_last_one(outputs):
   config.model.prenet_depth = 1
   method = Data2vec2(config)
   params = random_params(method, 0)
-  images = jax.random.normal(jax.random.key(2), (2, 16, 16, 3))
-  _, where = made_up_case(2)
-  noise = jnp.zeros((2, MASKS, TOKENS, WIDTH))
+  batch = {'image': jax.random.normal(jax.random.key(2), (2, 16, 16, 3))}
+  views = Views(made_up_case(2)[1], jnp.zeros((2, MASKS, TOKENS, WIDTH)))
   part = lambda forward: (forward.targets, forward.teacher)
-  targets, teacher = fast_jit(lambda params: part(method.forward(params, params, images, where, noise)))(params)
+  targets, teacher = fast_jit(lambda params: part(method.forward(params, params, batch, views)))(params)
   assert len(teacher.mlps) == 2
   layer = teacher.blocks[-1] if outputs else teacher.mlps[-1]
   np.testing.assert_allclose(targets, normalised(normalised(np.asarray(layer)[:, 1:], 1), 2), atol=1e-4)
@@ -109,7 +109,7 @@ def test_positions_are_added_to_the_decoders_input_on_request(setup, positions):
   config = tiny_config()
   config.decoder.positions = positions
   method = Data2vec2(config)
-  found = method.decoder_input(setup.forward.student.output, setup.where, setup.noise)
+  found = method.decoder_input(setup.forward.student.output, setup.views)
   added = np.asarray(found - setup.forward.decoder_input).reshape(EXAMPLES, MASKS, TOKENS, WIDTH)
   table = method.modality.positions
   mask = np.asarray(setup.where.mask)[..., None]
@@ -117,19 +117,22 @@ def test_positions_are_added_to_the_decoders_input_on_request(setup, positions):
 
 
 def test_masks_and_noise_are_fresh_for_every_mask_and_key_and_only_depend_on_the_key(setup):
-  keys = jax.random.split(jax.random.key(4), 40)
-  mask, noise = (np.asarray(x) for x in setup.draw(keys))
+  keys = step_keys(4, 0, 40)
+  views = setup.draw(keys)
+  mask, noise = np.asarray(views.where.mask), np.asarray(views.noise)
   assert mask.shape == (40, MASKS, TOKENS) and noise.shape == (40, MASKS, TOKENS, WIDTH)
   np.testing.assert_allclose(noise.std(), 0.01, rtol=0.02)
   np.testing.assert_allclose(noise.mean(), 0, atol=3e-4)
-  views = noise.reshape(80, -1)
-  correlation = np.corrcoef(views) - np.eye(80)
+  correlation = np.corrcoef(noise.reshape(80, -1)) - np.eye(80)
   assert np.abs(correlation).max() < 0.35  # 256 numbers each
   assert len(np.unique(mask.reshape(80, -1), axis=0)) > 55  # of 80; there are not many masks of so small a grid
   assert (mask[:, 0] != mask[:, 1]).any(-1).sum() > 30
-  some_mask, some_noise = setup.draw(keys[7:9])
-  np.testing.assert_array_equal(some_mask, mask[7:9])
-  np.testing.assert_array_equal(some_noise, noise[7:9])
+  seeds = np.asarray(views.randomness.seeds).reshape(40, MASKS)
+  assert len(np.unique(seeds)) == 80
+  some = setup.draw(keys.replace(rows=keys.rows[7:9]))
+  np.testing.assert_array_equal(some.where.mask, mask[7:9])
+  np.testing.assert_array_equal(some.noise, noise[7:9])
+  np.testing.assert_array_equal(some.randomness.seeds.reshape(2, MASKS), seeds[7:9])
 
 
 def test_rows_are_example_major(setup):
@@ -144,7 +147,7 @@ def test_rows_are_example_major(setup):
     for j in range(MASKS):
       # One view needs two runs of the method, which has two masks: the view twice.
       where, noise = (jax.tree.map(lambda x: jnp.repeat(x, MASKS, 1), view(t, i, j)) for t in (setup.where, setup.noise))
-      alone = setup.run_forward(setup.params, setup.teacher, setup.images[i : i + 1], where, noise)
+      alone = setup.run_forward(setup.params, setup.teacher, {'image': setup.images[i : i + 1]}, Views(where, noise))
       np.testing.assert_allclose(alone.predictions[0, 0], setup.forward.predictions[i, j], atol=2e-5)
       np.testing.assert_allclose(alone.targets[0], setup.forward.targets[i], atol=2e-5)
       other = alone.replace(targets=setup.forward.targets[(i + 1) % EXAMPLES][None])
@@ -250,7 +253,7 @@ def test_rows_without_an_example_do_not_count(setup):
     (loss, sums), (gradient, _) = setup.loss_and_gradient(setup.params, setup.teacher, batch, setup.keys)
     without = {name: array[kept] for name, array in setup.batch.items()}
     (expected, expected_sums), (expected_gradient, _) = setup.loss_and_gradient(
-      setup.params, setup.teacher, without, setup.keys[kept]
+      setup.params, setup.teacher, without, setup.keys.replace(rows=setup.keys.rows[kept])
     )
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_gradient))

@@ -7,13 +7,17 @@ import jax
 import pytest
 
 from d2v_jax.methods.data2vec2 import Data2vec2
-from tests.train.tiny import ROOT, get_config
+from d2v_jax.methods.randomness import step_keys
+from tests.train.tiny import ROOT, get_config, speech_config
 
+# Local encoder, blocks, decoder, everything.
 PARAMETERS = {
   'image_base': (590_592, 12 * 7_087_872, 2_585_856, 88_233_216),
   'image_large': (787_456, 24 * 12_596_224, 5_967_872, 309_067_776),
   'image_huge': (984_320, 32 * 19_677_440, 6_639_872, 637_306_112),
   'image_huge14': (753_920, 32 * 19_677_440, 6_639_872, 637_075_712),
+  'audio_base': (4_601_600, 12 * 7_087_872, 619_776, 93_783_308),
+  'audio_large': (4_732_928, 24 * 12_596_224, 1_908_736, 315_184_144),
 }
 
 
@@ -32,19 +36,20 @@ def count(tree):
 def test_parameters_of_the_released_models(name):
   method = method_of(name)
   params = jax.eval_shape(method.init, jax.random.key(0))
-  patches, blocks, decoder, total = PARAMETERS[name]
+  local, blocks, decoder, total = PARAMETERS[name]
   encoder = params['encoder']
-  assert count(encoder['local_encoder']) == patches
+  assert count(encoder['local_encoder']) == local
   assert sum(count(encoder[part]) for part in encoder if part.startswith(('block_', 'prenet_'))) == blocks
   assert count(params['decoder']) == decoder
   assert count(params) == total
   teacher = jax.eval_shape(method.init_teacher, params)
-  assert count(teacher) == total - decoder
+  shared = local if name.startswith('audio') else 0  # with the student
+  assert count(teacher) == total - decoder - shared
   assert all(leaf.dtype == 'float32' for leaf in jax.tree.leaves((params, teacher)))
 
 
 def test_flops_of_the_base_model():
-  parts = method_of('image_base').flops_per_example()
+  parts = method_of('image_base').flops_per_example((224, 224, 3))
   assert set(parts) == {'teacher', 'student', 'decoder'}
   assert sum(parts.values()) == pytest.approx(413.1e9, rel=0.005)
 
@@ -59,8 +64,22 @@ def test_flops_are_those_of_the_compiled_step():
   config.decoder.update(dim=256, groups=2, kernel=1, layers=2)
   method = Data2vec2(config)
   params = jax.eval_shape(method.init, jax.random.key(0))
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+  keys = jax.eval_shape(lambda: step_keys(0, 0, 2))
   batch = {'image': jax.ShapeDtypeStruct((2, 16, 16, 3), 'uint8'), 'valid': jax.ShapeDtypeStruct((2,), bool)}
   gradient = jax.jit(jax.grad(method.loss, has_aux=True))
   found = gradient.lower(params, {'encoder': params['encoder']}, batch, keys).cost_analysis()['flops']
-  assert found == pytest.approx(2 * sum(method.flops_per_example().values()), rel=0.03)
+  assert found == pytest.approx(2 * sum(method.flops_per_example((16, 16, 3)).values()), rel=0.03)
+
+
+def test_flops_are_those_of_the_compiled_step_on_speech():
+  config = speech_config()
+  config.model.update(conv_layers=((256, 10, 5), (256, 3, 2), (256, 2, 2)), embed_dim=512, num_heads=1)
+  config.model.conv_positions.kernel = 1
+  config.decoder.update(dim=256, groups=2, kernel=1, layers=2, projection_layers=2)
+  method = Data2vec2(config)
+  params = jax.eval_shape(method.init, jax.random.key(0))
+  teacher = jax.eval_shape(method.init_teacher, params)
+  keys = jax.eval_shape(lambda: step_keys(0, 0, 2))
+  batch = {'audio': jax.ShapeDtypeStruct((2, 400), 'float32'), 'valid': jax.ShapeDtypeStruct((2,), bool)}
+  found = jax.jit(jax.grad(method.loss, has_aux=True)).lower(params, teacher, batch, keys).cost_analysis()['flops']
+  assert found == pytest.approx(2 * sum(method.flops_per_example((400,)).values()), rel=0.03)

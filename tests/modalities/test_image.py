@@ -32,7 +32,7 @@ def test_pixels_are_normalised_per_channel_and_floats_pass():
 def test_prepare_takes_mean_and_std_from_the_config():
   config = get_config()
   config.data.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.25))
-  prepared = image.build(config).prepare({'image': np.full((1, 16, 16, 3), 255, np.uint8), 'valid': np.ones(1, bool)})
+  prepared = image.build(config).prepare(np.full((1, 16, 16, 3), 255, np.uint8))
   np.testing.assert_allclose(prepared[0, 0, 0], [1, 1, 2])
 
 

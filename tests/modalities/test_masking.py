@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from d2v_jax.modalities.masking import BlockMask, put_back, take_visible, visible
+from d2v_jax.modalities.masking import BlockMask, put_back, span_mask, take_visible, visible
 
 ROWS = 4000
 # The released geometries: grid side, ratio, adjust; centres, visible; then what section 6 tells about their masks:
@@ -96,6 +96,75 @@ def test_no_centre_means_uniformly_random_tokens(inverse):
   masks = np.asarray(mask.sample(jax.random.key(0), ROWS))
   assert (masks.sum(1) == 16 - mask.num_visible).all()
   np.testing.assert_allclose(masks.mean(0), 1 - mask.num_visible / 16, atol=0.04)
+
+
+def test_the_released_masks_of_speech():
+  """One axis, visible outside the blocks: centres, masked and visible frames of 20 s."""
+  for ratio, adjust, expected in ((0.5, 0.05, (109, 499, 500)), (0.55, 0.1, (129, 549, 450))):
+    mask = BlockMask((999,), ratio, adjust, 5, False)
+    assert (mask.num_centres, mask.num_tokens - mask.num_visible, mask.num_visible) == expected
+    hidden = np.asarray(mask.sample(jax.random.key(0), 200))
+    assert (hidden.sum(1) == expected[1]).all()
+    # In runs: a frame beside a masked one is masked more often than not, and not only in the middle.
+    assert (hidden[:, 1:] & hidden[:, :-1]).sum() > 0.7 * hidden.sum()
+    np.testing.assert_allclose(hidden[:, 5:-5].mean(0), ratio, atol=0.2)
+
+
+@functools.cache
+def spans(length, ratio, span, size=40, at_least=0):
+  """Many masks, bool [ROWS, size]."""
+  draw = jax.jit(jax.vmap(lambda key: span_mask(key, length, ratio, span, size, at_least)))
+  return np.asarray(draw(jax.random.split(jax.random.key(0), ROWS)))
+
+
+def shortest_run(masks, span):
+  """Length of the shortest run of masked places in any row; `span` where there are none."""
+  padded = np.pad(masks, ((0, 0), (1, 1))).astype(int)
+  edges = np.diff(padded, axis=1)
+  lengths = np.nonzero(edges == -1)[1] - np.nonzero(edges == 1)[1]
+  return lengths.min(initial=span)
+
+
+@pytest.mark.parametrize('length', [40, 25, 8])
+def test_spans_are_whole_and_leave_the_last_place_and_all_beyond(length):
+  masks = spans(length, 0.5, 4)
+  assert not masks[:, length - 1 :].any()
+  assert masks[:, length - 2].any() and masks[:, 0].any()  # but everything before can be masked
+  assert shortest_run(masks, 4) == 4
+
+
+@pytest.mark.parametrize(('ratio', 'expected'), [(0.1, 1), (0.25, 2.5), (0.33, 3.3)])
+def test_there_are_as_many_spans_as_asked_for_on_average(ratio, expected):
+  """With spans of one place each, a row has as many masked places as spans."""
+  counts = spans(10, ratio, 1).sum(1)
+  assert set(np.unique(counts)) <= {int(expected), int(expected) + 1}
+  np.testing.assert_allclose(counts.mean(), expected, atol=0.03)
+
+
+def test_starts_are_equally_likely_and_differ():
+  masks = spans(11, 0.2, 1)  # two spans or three at ten places
+  np.testing.assert_allclose(masks[:, :10].mean(0), 2.2 / 10, atol=0.025)
+  counts = spans(20, 0.4, 4).sum(1)  # two spans at sixteen places: never the same
+  assert counts.min() == 5 and counts.max() == 8
+
+
+def test_at_least_so_many_spans():
+  none = spans(10, 0.0, 3)
+  assert not none.any()
+  one = spans(10, 0.0, 3, 40, 1)
+  assert (one.sum(1) == 3).all() and shortest_run(one, 3) == 3
+  # Where not even one fits there is none.
+  assert not spans(3, 0.9, 3, 40, 1).any() and not spans(0, 0.9, 3, 40, 1).any()
+  # More than fit are as many as there are.
+  np.testing.assert_array_equal(spans(6, 1.0, 2, 40, 9), np.broadcast_to(np.arange(40) < 5, (ROWS, 40)))
+
+
+def test_lengths_may_be_traced():
+  draw = jax.jit(jax.vmap(lambda key, length: span_mask(key, length, 0.5, 4, 40, 1)))
+  lengths = jnp.array([40, 25, 8, 3])
+  keys = jax.random.split(jax.random.key(0), 4)
+  for row, (key, length) in enumerate(zip(keys, (40, 25, 8, 3))):
+    np.testing.assert_array_equal(draw(keys, lengths)[row], span_mask(key, length, 0.5, 4, 40, 1))
 
 
 def random_rows(count=5, width=7):

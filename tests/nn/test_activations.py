@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from d2v_jax.nn.activations import gelu
-from d2v_jax.nn.attention import attention
+from d2v_jax.nn.attention import Bias, attention
 from d2v_jax.nn.normalization import layer_norm
 
 
@@ -46,11 +46,15 @@ def test_layer_norm_without_scale_and_bias_in_bfloat16():
 
 
 def test_attention_by_hand():
-  query, key, value, bias = draw(2, 5, 3, 4), draw(2, 5, 3, 4, seed=1), draw(2, 5, 3, 4, seed=2), draw(1, 3, 5, 5, seed=3)
+  query, key, value = draw(2, 5, 3, 4), draw(2, 5, 3, 4, seed=1), draw(2, 5, 3, 4, seed=2)
+  apart, slopes = jnp.abs(draw(2, 5, 5, seed=3)), draw(3, seed=4)
+  hidden = jnp.array([[False] * 5, [False] * 3 + [True] * 2])
 
-  def reference(query, key, value, bias):
-    logits = (query[:, :, None] * key[:, None]).sum(-1) / 2 + bias.transpose(0, 2, 3, 1)
+  def reference(query, key, value, slopes):
+    logits = (query[:, :, None] * key[:, None]).sum(-1) / 2 - slopes * apart[..., None]
+    logits = jnp.where(hidden[:, None, :, None], -jnp.inf, logits)
     weights = jnp.exp(logits) / jnp.exp(logits).sum(2, keepdims=True)
     return (weights[..., None] * value[:, None]).sum(2)
 
-  same_with_gradients(attention, reference, query, key, value, bias)
+  biased = lambda query, key, value, slopes: attention(query, key, value, Bias(apart, slopes, hidden))
+  same_with_gradients(biased, reference, query, key, value, slopes)

@@ -32,13 +32,13 @@ class Case:
 
 
 CASES = [Case(path.parent) for path in sorted(GOLDEN_DIR.glob('*/config.json'))]
-RUNNABLE = {('data2vec2', 'image'), ('misc', '')}
+RUNNABLE = {('data2vec2', 'image'), ('data2vec2', 'audio'), ('misc', '')}
 
 
 def pytest_generate_tests(metafunc):
-  for name, wanted in (('image_case', ('data2vec2', 'image')), ('misc_case', ('misc', ''))):
+  for name, family in (('data2vec2_case', 'data2vec2'), ('misc_case', 'misc')):
     if name in metafunc.fixturenames:
-      cases = [case for case in CASES if (case.family, case.modality) == wanted]
+      cases = [case for case in CASES if case.family == family and (family, case.modality) in RUNNABLE]
       metafunc.parametrize(name, cases, ids=repr, scope='module')
 
 

@@ -30,6 +30,17 @@ def test_cosine_schedule(misc_case):
     np.testing.assert_allclose(ours, expected['values'], rtol=2e-6, atol=1e-6 * peak)
 
 
+def test_tri_stage_schedule(misc_case):
+  for i, options in enumerate(misc_case.config['tri_stage']):
+    expected = misc_case.arrays('expected', f'tri_stage/{i}/')
+    phases = [options['warmup_steps'], options['hold_steps'], options['decay_steps']]
+    if options['phase_ratio']:
+      phases = [int(ratio * options['max_update']) for ratio in options['phase_ratio']]
+    scales = options['init_lr_scale'], options['final_lr_scale']
+    ours = schedules.tri_stage(expected['steps'], options['lr'][0], *phases, *scales)
+    np.testing.assert_allclose(ours, expected['values'], rtol=5e-6)
+
+
 def test_teacher_decay(misc_case):
   for i, options in enumerate(misc_case.config['ema_anneal']):
     expected = misc_case.arrays('expected', f'ema_anneal/{i}/')
@@ -44,14 +55,19 @@ def test_sine_cosine_positions(misc_case):
     np.testing.assert_allclose(positions.sincos_2d(dim, (grid, grid), bool(cls)), table, atol=1e-6)
 
 
+def alibi_bias(heads, grid, kind):
+  tokens = np.arange(np.prod(grid))
+  return -positions.alibi_slopes(heads)[:, None, None] * np.asarray(positions.distances(tokens, grid, kind))
+
+
 def test_alibi(misc_case):
   for name, expected in misc_case.arrays('expected', 'alibi/').items():
     rank, _, rest = name.partition('/')
     if rank == '1d':
-      ours = positions.alibi_bias(len(expected), (expected.shape[-1],))
+      ours = alibi_bias(len(expected), (expected.shape[-1],), 'manhattan')
     else:
       side = round(expected.shape[-1] ** 0.5)
-      ours = positions.alibi_bias(len(expected), (side, side), rest.split('_')[0])
+      ours = alibi_bias(len(expected), (side, side), rest.split('_')[0])
     np.testing.assert_allclose(ours, expected, rtol=1e-6, err_msg=name)
 
 

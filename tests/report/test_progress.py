@@ -24,24 +24,33 @@ def clock():
   return Clock()
 
 
-def run_steps(progress, clock, count, seconds, wait=0.0):
+def run_steps(progress, clock, count, seconds, wait=0.0, examples=10, flops=0.0):
   for _ in range(count):
     clock.now += seconds
-    progress.step(wait)
+    progress.step(examples, flops, wait)
 
 
 def test_rates_and_eta_leave_out_the_first_step(clock):
-  progress = Progress(1000, 0, 32, clock=clock, devices=[device('cpu')])
+  progress = Progress(1000, 0, clock=clock, devices=[device('cpu')])
   run_steps(progress, clock, 1, 60.0)  # compiles
   assert progress.rates() == {} and progress.eta_seconds() == math.inf
-  run_steps(progress, clock, 9, 0.5, wait=0.125)
+  run_steps(progress, clock, 9, 0.5, wait=0.125, examples=32)
   rates = progress.rates()
   assert rates == pytest.approx({'train/steps_per_second': 2, 'train/examples_per_second': 64, 'train/data_wait': 0.25})
   assert progress.eta_seconds() == pytest.approx(990 * 0.5)
 
 
+def test_steps_of_different_sizes_count_for_what_they_are(clock):
+  progress = Progress(100, 0, clock=clock, devices=[device('TPU v5 lite')])
+  run_steps(progress, clock, 1, 9.0, examples=1000, flops=1e15)
+  run_steps(progress, clock, 1, 1.0, examples=4, flops=197e11)
+  run_steps(progress, clock, 1, 3.0, examples=24, flops=3 * 197e11)
+  assert progress.rates()['train/examples_per_second'] == pytest.approx(28 / 4)
+  assert progress.rates()['train/mfu'] == pytest.approx(0.1)
+
+
 def test_rates_are_of_the_last_stretch_and_eta_of_the_whole(clock):
-  progress = Progress(100, 0, 10, clock=clock, devices=[device('cpu')])
+  progress = Progress(100, 0, clock=clock, devices=[device('cpu')])
   run_steps(progress, clock, 11, 1.0)
   progress.rates()
   run_steps(progress, clock, 10, 3.0)
@@ -51,7 +60,7 @@ def test_rates_are_of_the_last_stretch_and_eta_of_the_whole(clock):
 
 
 def test_paused_time_counts_for_nothing(clock):
-  progress = Progress(100, 0, 10, clock=clock, devices=[device('cpu')])
+  progress = Progress(100, 0, clock=clock, devices=[device('cpu')])
   run_steps(progress, clock, 6, 1.0)
   with progress.pause():
     clock.now += 500.0
@@ -61,7 +70,7 @@ def test_paused_time_counts_for_nothing(clock):
 
 
 def test_a_pause_ends_when_what_it_holds_fails(clock):
-  progress = Progress(100, 0, 10, clock=clock, devices=[device('cpu')])
+  progress = Progress(100, 0, clock=clock, devices=[device('cpu')])
   run_steps(progress, clock, 1, 1.0)
   with pytest.raises(ValueError), progress.pause():
     clock.now += 500.0
@@ -71,7 +80,7 @@ def test_a_pause_ends_when_what_it_holds_fails(clock):
 
 
 def test_resumed_run(clock):
-  progress = Progress(100, 90, 10, clock=clock, devices=[device('cpu')])
+  progress = Progress(100, 90, clock=clock, devices=[device('cpu')])
   run_steps(progress, clock, 6, 2.0)
   assert progress.eta_seconds() == pytest.approx(4 * 2.0)
   run_steps(progress, clock, 4, 2.0)
@@ -80,22 +89,22 @@ def test_resumed_run(clock):
 
 def test_mfu_is_of_all_devices(clock):
   devices = [device('TPU v5 lite')] * 4
-  progress = Progress(100, 0, 10, flops_per_step=197e12, clock=clock, devices=devices)
-  run_steps(progress, clock, 3, 0.5)
+  progress = Progress(100, 0, clock=clock, devices=devices)
+  run_steps(progress, clock, 3, 0.5, flops=197e12)
   assert progress.rates()['train/mfu'] == pytest.approx(0.5)  # a quarter second at the peak of four chips
   assert 'MFU 50.0%' in progress.line(3, {})
 
 
 def test_no_mfu_on_unknown_devices(clock):
-  progress = Progress(100, 0, 10, flops_per_step=1e12, clock=clock, devices=[device('TPU v4'), device('cpu')])
-  run_steps(progress, clock, 3, 0.5)
+  progress = Progress(100, 0, clock=clock, devices=[device('TPU v4'), device('cpu')])
+  run_steps(progress, clock, 3, 0.5, flops=1e12)
   assert 'train/mfu' not in progress.rates()
 
 
 def test_line(clock):
-  progress = Progress(1000, 0, 32, clock=clock, devices=[device('cpu')])
+  progress = Progress(1000, 0, clock=clock, devices=[device('cpu')])
   assert progress.line(0, {}) == '0/1000 (0.0%) | ETA ?'
-  run_steps(progress, clock, 101, 0.5, wait=0.05)
+  run_steps(progress, clock, 101, 0.5, wait=0.05, examples=32)
   line = progress.line(101, {'train/loss': 1.23456, 'train/learning_rate': 5e-4, 'train/data_wait': 0.1})
   assert line == (
     '101/1000 (10.1%) | ETA 7m30s | 64 examples/s | 2 steps/s | waiting for data 10% | loss=1.235 learning_rate=0.0005'

@@ -11,8 +11,11 @@ import pytest
 
 from d2v_jax.checkpoints import fairseq, manager
 from d2v_jax.checkpoints.manager import CheckpointManager
+from d2v_jax.data.order import Bucket, Plan
+from d2v_jax.methods.ctc import Ctc
 from d2v_jax.methods.data2vec2 import Data2vec2
 from d2v_jax.parallel import mesh as meshes
+from d2v_jax.train import loop
 from d2v_jax.train.step import abstract_state
 from tests.train import tiny
 
@@ -142,6 +145,18 @@ def test_epochs_and_batches_that_run_on(images, tmp_path):
   assert [row['step'] for row in tiny.metrics(tmp_path / 'run')] == [1, 2, 3]
 
 
+def test_steps_of_a_run():
+  plan = Plan(1, [Bucket(np.arange(20), 8), Bucket(np.arange(9), 6)])  # 4 batches an epoch
+  config = tiny.get_config()
+  assert loop.resolve_steps(config, plan) == config.total_steps == 6
+  config.total_steps = 0
+  for epochs, steps in ((1.0, 4), (2.5, 10), (0.1, 1), (3.001, 13)):
+    config.total_epochs = epochs
+    assert loop.resolve_steps(config, plan) == steps
+  config.total_epochs = 0.1
+  assert loop.resolve_steps(config, Plan(1, [Bucket(np.arange(30), 1)])) == 3  # not 4: 0.1 * 30 is above 3 in float64
+
+
 # --- killed
 
 
@@ -185,19 +200,19 @@ WAITING = """
   TrainLoader.__next__ = wait_for_batch
 """
 STEPPING = """
-  make = loop.sharded_step
+  compiled = loop.Run.program
 
-  def sharded_step(*arguments):
-    step = make(*arguments)
+  def program(self, batch):
+    step, flops = compiled(self, batch)
 
     def interrupted(state, batch):
       if int(state.step) == 3:
         send(signal.{})
       return step(state, batch)
 
-    return interrupted
+    return interrupted, flops
 
-  loop.sharded_step = sharded_step
+  loop.Run.program = program
 """
 
 
@@ -346,6 +361,27 @@ def test_run_moves_from_eight_devices_to_two_to_one(images, tmp_path, whole):
 
 
 # --- init_from
+
+
+def test_what_the_weights_of_another_task_do_not_have_starts_anew(tmp_path):
+  pretraining, config = tiny.speech_config(), tiny.speech_config('ctc')
+  params = tiny.random_params(Data2vec2(pretraining), 0)
+  manager.save_weights(tmp_path / 'pretrained', params, None, pretraining)
+  config.init_from = str(tmp_path / 'pretrained')
+  objective, mesh = Ctc(config), meshes.build(config, jax.devices()[:1])
+  start = loop.starting_weights(objective, config, mesh, tmp_path / 'run')
+  checkpoints = CheckpointManager(tmp_path / 'run', config)
+  state, resumed = loop.initial_state(objective, config, mesh, checkpoints, start)
+  assert not resumed and state.params.keys() == {'encoder', 'head'} and state.teacher == {}
+  jax.tree.map(np.testing.assert_array_equal, state.params['encoder'], params['encoder'])
+  fresh = objective.init(jax.random.key(config.seed))['head']
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params['head'], fresh)
+  # A run that has a checkpoint goes on from that.
+  checkpoints.save(state.replace(step=state.step + 1), wait=True)
+  assert loop.starting_weights(objective, config, mesh, tmp_path / 'run') is None
+  resumed_state, resumed = loop.initial_state(objective, config, mesh, checkpoints, None)
+  checkpoints.close()
+  assert resumed and int(resumed_state.step) == 1
 
 
 def first_step(images, workdir, *arguments):

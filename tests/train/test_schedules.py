@@ -44,3 +44,21 @@ def test_no_warm_up_starts_at_the_peak():
   config = get_config()
   config.schedule.warmup_steps = 0
   np.testing.assert_allclose(schedules.learning_rate(config, 6)(0), config.learning_rate, rtol=1e-6)
+
+
+def test_three_stages_of_the_config():
+  """Fractions of the run: up, level, and down by a factor a step."""
+  config = get_config()
+  config.learning_rate = 2e-3
+  config.schedule.update(name='tri_stage', phases=(0.1, 0.4, 0.5), initial_scale=0.01, final_scale=0.05)
+  found = [float(schedules.learning_rate(config, 100)(step)) for step in (0, 5, 10, 49, 50, 75, 100, 130)]
+  np.testing.assert_allclose(found, 2e-3 * np.array([0.01, 0.505, 1, 1, 1, 0.05**0.5, 0.05, 0.05]), rtol=1e-5)
+
+
+def test_stages_last_as_many_steps_as_their_fraction_says_in_spite_of_rounding():
+  config = get_config()
+  config.learning_rate = 1.0
+  config.schedule.update(name='tri_stage', phases=(0.29, 0.0, 0.71), initial_scale=0.0, final_scale=0.1)
+  rate = schedules.learning_rate(config, 100)
+  # 0.29 * 100 is below 29 in float64.
+  np.testing.assert_allclose([rate(28), rate(29), rate(30)], [28 / 29, 1, 0.1 ** (1 / 71)], rtol=1e-5)

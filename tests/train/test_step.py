@@ -9,9 +9,10 @@ import optax
 import pytest
 
 from d2v_jax.methods.data2vec2 import Data2vec2
+from d2v_jax.methods.randomness import step_keys
 from d2v_jax.train import optimizer as optimizers
 from d2v_jax.train.state import TrainState
-from d2v_jax.train.step import example_keys, gradients, train_step
+from d2v_jax.train.step import gradients, train_step
 from tests.train.tiny import fast_jit, get_config, random_params
 
 STEPS = 100
@@ -126,10 +127,10 @@ def test_the_cls_term_does_not_change_with_the_batch():
   state, batch = fresh_state(), make_batch()
   half = jax.tree.map(lambda x: x[:4], batch)
   twice = jax.tree.map(lambda x: np.concatenate([x[:4], x[:4]]), batch)
-  keys = example_keys(1, 0, 4)
+  keys = step_keys(1, 0, 4)
   loss = fast_jit(method.loss)
   _, sums = loss(state.params, state.teacher, half, keys)
-  _, doubled = loss(state.params, state.teacher, twice, jnp.concatenate([keys, keys]))
+  _, doubled = loss(state.params, state.teacher, twice, keys.replace(rows=jnp.concatenate([keys.rows, keys.rows])))
   assert float(sums['terms']['cls']) > 0.1 * float(sums['terms']['regression'])  # large enough to be seen in the sum
   for name in ('regression', 'cls'):
     found, expected = (s['terms'][name] / s['weight'] for s in (doubled, sums))
@@ -156,7 +157,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step():
 
 
 def test_draws_depend_on_seed_step_and_row_only():
-  data = lambda *arguments: np.asarray(jax.random.key_data(example_keys(*arguments)))
+  data = lambda *arguments: np.asarray(jax.random.key_data(step_keys(*arguments).rows))
   few, many = data(1, 7, 3), data(1, 7, 8)
   np.testing.assert_array_equal(few, many[:3])
   everything = np.concatenate([data(seed, step, 8) for seed in (1, 2) for step in (0, 1, 7)])

@@ -50,6 +50,26 @@ def get_config():
   return config
 
 
+def speech_config(task='pretrain'):
+  """Batches of 400 and 800 samples, which are 19 and 39 frames; three narrow blocks; no dropout."""
+  config = default_config('audio', task)
+  config.total_steps = 6
+  config.batch_size = 4
+  config.dtype = 'float32'
+  config.log_every = 1
+  config.pictures = False
+  config.data.update(source='folder:', bucket_seconds=(0.025, 0.05), rows_multiple=2, workers=0)
+  config.model.update(conv_layers=((16, 10, 5), (16, 3, 2), (16, 2, 2)), embed_dim=16, prenet_depth=1, depth=2, num_heads=2)
+  config.model.conv_positions.update(layers=2, kernel=5, groups=4)
+  config.model.update(init_std=0.3, layer_drop=0.0, prenet_layer_drop=0.0)
+  config.model.dropout.update(dict.fromkeys(config.model.dropout, 0.0))
+  config.schedule.warmup_steps = 2
+  if task == 'pretrain':
+    config.data2vec2.update(masks_per_example=2, average_top_k=2, ema_decay=0.9, ema_end_decay=0.99, ema_anneal_steps=10)
+    config.decoder.update(dim=16, layers=1, groups=2, input_dropout=0.0)
+  return config
+
+
 def random_params(method, seed, scale=0.3):
   """Student parameters of a method as plain random numbers: nothing to compile, and no part does next to nothing."""
   rng = np.random.default_rng(seed)

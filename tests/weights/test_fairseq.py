@@ -1,5 +1,7 @@
 """The reference's checkpoints: every tensor arrives where it belongs, and what does not fit is refused by name."""
 
+import functools
+import itertools
 import json
 import os
 import pathlib
@@ -34,15 +36,20 @@ def content():
 def rewrite(content, tmp_path):
   """Writes the golden checkpoint again, changed by a function (of the weights, the teacher's and the config)."""
 
-  def write(change=lambda weights, teacher, cfg: None):
-    weights, cfg = dict(content['model']), json.loads(json.dumps(content['cfg']))
-    teacher = dict(weights.pop('_ema'))
-    change(weights, teacher, cfg)
-    count = iter(range(1000))
-    pack = lambda state: {name: tensor(Storage(str(next(count)), np.array(value))) for name, value in state.items()}
-    return write_zip(tmp_path / 'changed.pt', {'model': pack(weights) | {'_ema': pack(teacher)}, 'cfg': cfg})
+  return functools.partial(write_changed, tmp_path / 'changed.pt', content)
 
-  return write
+
+def write_changed(path, content, change=lambda weights, teacher, cfg: None):
+  """Writes a checkpoint that was read, changed in place; what is no array in the weights or the teacher's goes as it is."""
+  weights, cfg = dict(content['model']), json.loads(json.dumps(content['cfg']))
+  teacher = dict(weights.pop('_ema'))
+  change(weights, teacher, cfg)
+  count = itertools.count()
+  pack = lambda state: {
+    name: tensor(Storage(str(next(count)), np.array(value))) if isinstance(value, np.ndarray) else value
+    for name, value in state.items()
+  }
+  return write_zip(path, {'model': pack(weights) | ({'_ema': pack(teacher)} if teacher else {}), 'cfg': cfg})
 
 
 def golden_state(case, which):
@@ -272,23 +279,32 @@ def test_config_is_read_whole(case):
     assert fairseq.import_checkpoint(case / 'checkpoint_namespace.pt').config.learning_rate == 2e-3
 
 
-def test_every_field_of_the_reference_has_a_place():
-  """No field of a model's config is passed over in silence."""
-  model = json.loads((GOLDEN / 'd2v2_image' / 'config.json').read_text())['model']
-  known = {*fairseq_config.NETWORK, *fairseq_config.TRAINING, *fairseq_config.IRRELEVANT}
-  known |= {name for field in fairseq_config.FIELDS.values() for name in field.names}
+@pytest.mark.parametrize('modality', ['image', 'audio'])
+def test_every_field_of_the_reference_has_a_place(modality):
+  """No field of a model's config is passed over in silence, and none is read in two ways."""
+  model = json.loads((GOLDEN / f'd2v2_{modality}' / 'config.json').read_text())['model']
+  table = fairseq_config.TABLES[modality, 'pretrain']
   fields = {f'model.{name}' for name in fairseq_config.flatten(model) if not name.endswith('_name')}
-  assert {name for name in fields - known if 'modalities.audio' not in name and 'modalities.text' not in name} == set()
+  others = {'image', 'audio', 'text'} - {modality}
+  assert not {name for name in fields - table.known if not any(f'modalities.{other}.' in name for other in others)}
+  ignored = [set(part) for part in (table.network, table.training, table.irrelevant)]
+  read = {name for field in table.fields.values() for name in field.names}
+  for one, other in itertools.combinations([read, *ignored], 2):
+    assert not one & other
 
 
 def test_what_training_would_do_differently_is_reported(rewrite):
   def change(weights, teacher, cfg):
-    setting('model.encoder_dropout', 0.1)(weights, teacher, cfg)
+    setting('model.end_drop_path_rate', 0.1)(weights, teacher, cfg)
+    setting('model.encoder_dropout', 0.2)(weights, teacher, cfg)
     setting('model.modalities.image.surprise', 7)(weights, teacher, cfg)
 
-  notes = '\n'.join(fairseq.import_checkpoint(rewrite(change)).notes)
-  assert 'model.encoder_dropout is 0.1' in notes
+  imported = fairseq.import_checkpoint(rewrite(change))
+  notes = '\n'.join(imported.notes)
+  assert 'model.end_drop_path_rate is 0.1' in notes
   assert 'model.modalities.image.surprise = 7' in notes
+  assert 'encoder_dropout' not in notes
+  assert imported.config.model.dropout.attention_output == 0.2
 
 
 def test_references_between_fields_are_followed(rewrite):

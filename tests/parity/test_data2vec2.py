@@ -1,4 +1,4 @@
-"""data2vec 2.0 on images: forward values, gradients and five train steps against the reference."""
+"""data2vec 2.0: forward values, gradients and five train steps against the reference, on every modality."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from d2v_jax.checkpoints import fairseq, fairseq_config
-from d2v_jax.methods.data2vec2 import Data2vec2
+from d2v_jax.methods.data2vec2 import Data2vec2, Views
 from d2v_jax.modalities.masking import visible
 from d2v_jax.train import optimizer as optimizers
 from d2v_jax.train.state import TrainState
@@ -22,6 +22,8 @@ def config_of(case, decay_all=False):
   options = case.config['optimization']
   config.dtype = 'float32'
   config.batch_size = case.config['input']['batch']
+  if case.modality == 'audio':
+    config.data.update(rows_multiple=1, bucket_seconds=(case.config['input']['samples'] / 16_000,))
   config.data2vec2.cls_loss_examples = config.batch_size
   config.total_steps = options['max_update']
   config.learning_rate = options['lr']
@@ -46,8 +48,12 @@ class Prescribed(Data2vec2):
     self.num_visible = num_visible
 
   def loss(self, params, teacher_params, batch, keys):
-    noise = jnp.zeros((*batch['mask'].shape, self.config.model.embed_dim))
-    return self.loss_of_views(params, teacher_params, batch, visible(batch['mask'], self.num_visible), noise)
+    return self.loss_of_views(params, teacher_params, batch, views_of(self.config, batch['mask'], self.num_visible))
+
+
+def views_of(config, mask, num_visible):
+  """Views with masks [B, M, T] and without noise and dropout."""
+  return Views(visible(mask, num_visible), jnp.zeros((*mask.shape, config.model.embed_dim)))
 
 
 class Run:
@@ -60,33 +66,46 @@ class Run:
     self.params = fairseq.student_params(case.arrays('params', 'student/'))
     self.teacher = fairseq.teacher_params(case.arrays('params', 'teacher/'))
     inputs = case.arrays('inputs')
-    self.images = jnp.asarray(inputs['source'].transpose(0, 2, 3, 1))
+    source = inputs['source']
+    self.batch = {'valid': np.ones(len(source), bool)}
+    if case.modality == 'image':
+      self.batch['image'] = source.transpose(0, 2, 3, 1)
+    else:
+      self.batch['audio'] = source
+      if 'padding_mask' in inputs:
+        self.batch['length'] = (~inputs['padding_mask'].astype(bool)).sum(1).astype(np.int32)
+    self.batch = jax.tree.map(jnp.asarray, self.batch)
     self.mask = inputs['mask']
     self.step_masks = inputs.get('traj_mask')
-    self.valid = jnp.ones(len(self.images))
-    self.weight = float(self.mask.sum())
 
-  def where(self, mask):
-    """Masks [B * M, T] as bookkeeping [B, M, ...]."""
-    mask = np.asarray(mask, bool).reshape(len(self.images), -1, mask.shape[-1])
-    return visible(jnp.asarray(mask), int((~mask[0, 0]).sum()))
+  def views(self, mask):
+    """Views with the masks [B * M, T]."""
+    mask = np.asarray(mask, bool).reshape(len(self.batch['valid']), -1, mask.shape[-1])
+    return views_of(self.config, jnp.asarray(mask), int((~mask[0, 0]).sum()))
 
   @functools.cached_property
   def forward(self):
-    where = self.where(self.mask)
-    noise = jnp.zeros((*where.mask.shape, self.config.model.embed_dim))
-    return jax.jit(self.method.forward)(self.params, self.teacher, self.images, where, noise)
+    return jax.jit(self.method.forward)(self.params, self.teacher, self.batch, self.views(self.mask))
+
+  @functools.cached_property
+  def features(self):
+    """What the encoder makes of the unmasked input."""
+    modality = self.method.modality
+    raw = self.batch[modality.key]
+    tokens = self.mask.shape[-1]
+    self.padding = modality.padding(self.batch, tokens)
+    return self.method.encoder.apply({'params': self.params['encoder']}, modality.prepare(raw), self.padding)
 
   def loss(self, params):
-    where = self.where(self.mask)
-    noise = jnp.zeros((*where.mask.shape, self.config.model.embed_dim))
-    forward = self.method.forward(params, self.teacher, self.images, where, noise)
-    return sum(self.method.loss_terms(forward, where, self.valid).values()) / where.mask.sum()
+    views = self.views(self.mask)
+    forward = self.method.forward(params, self.teacher, self.batch, views)
+    terms = self.method.loss_terms(forward, views.where, self.batch['valid'].astype(jnp.float32))
+    return sum(terms.values()) / views.where.mask.sum()
 
 
 @pytest.fixture(scope='module')
-def run(image_case):
-  return Run(image_case)
+def run(data2vec2_case):
+  return Run(data2vec2_case)
 
 
 def close(ours, theirs, tolerance=1e-5):
@@ -98,8 +117,7 @@ def close(ours, theirs, tolerance=1e-5):
 
 def test_features_on_the_unmasked_input(run):
   expected = run.case.arrays('expected')
-  encoder = run.method.encoder
-  features = encoder.apply({'params': run.params['encoder']}, run.images)
+  features = run.features
   extra = run.config.model.extra_tokens
   close(run.forward.local_features, expected['local_features'])
   close(features.inputs, expected['features/encoder_input'])
@@ -116,7 +134,7 @@ def test_student(run):
   # The reference keeps visible tokens in no particular order: sort its rows by position.
   order = np.argsort(expected['student/ids_keep'], axis=1)
   sort = lambda x: np.concatenate([x[:, :extra], np.take_along_axis(x[:, extra:], order[..., None], 1)], 1)
-  positions = np.asarray(run.where(run.mask).positions).reshape(len(order), -1)
+  positions = np.asarray(run.views(run.mask).where.positions).reshape(len(order), -1)
   np.testing.assert_array_equal(positions, np.take_along_axis(expected['student/ids_keep'], order, 1))
   close(run.forward.student.inputs, sort(expected['student/encoder_input']))
   close(run.forward.student.output, sort(expected['student/encoder_output']))
@@ -136,13 +154,14 @@ def test_teacher_and_targets(run):
 
 def test_losses_and_logged_statistics(run):
   expected = run.case.arrays('expected')
-  where = run.where(run.mask)
-  terms = run.method.loss_terms(run.forward, where, run.valid)
-  close(terms['regression'], expected['loss/IMAGE_regression'])
+  where = run.views(run.mask).where
+  valid = run.batch['valid'].astype(jnp.float32)
+  terms = run.method.loss_terms(run.forward, where, valid)
+  close(terms['regression'], expected[f'loss/{run.case.modality.upper()}_regression'])
   if 'loss/cls' in expected:
     close(terms['cls'], expected['loss/cls'])
   close(sum(terms.values()), expected['loss/total'])
-  metrics = run.method.metrics(run.method.sums(run.forward, where, run.valid, terms), 1)
+  metrics = run.method.metrics(run.method.sums(run.forward, where, valid, terms), 1)
   close(metrics['loss'], expected['loss/normalized'])
   close(metrics['target_std'], expected['target_var'])
   close(metrics['pred_std'], expected['pred_var'])
@@ -162,10 +181,10 @@ def test_gradients(run):
 
 
 @pytest.mark.parametrize('decay_all', [False, True], ids=['intended', 'verbatim'])
-def test_five_steps(image_case, decay_all):
+def test_five_steps(data2vec2_case, decay_all):
   """Losses, schedules and weights over five updates, with weight decay as intended and as the reference really has it."""
-  run = Run(image_case, decay_all)
-  expected = image_case.arrays('trajectory_verbatim' if decay_all else 'trajectory')
+  run = Run(data2vec2_case, decay_all)
+  expected = run.case.arrays('trajectory_verbatim' if decay_all else 'trajectory')
   config = run.config
   as_arrays = lambda tree: jax.tree.map(jnp.array, tree)
   state = TrainState(
@@ -174,19 +193,18 @@ def test_five_steps(image_case, decay_all):
     teacher=as_arrays(run.teacher),
     opt_state=optimizers.build(config).init(run.params),
   )
-  batch = {'image': run.images, 'valid': jnp.ones(len(run.images), bool)}
   step = functools.cache(
     lambda num_visible: jax.jit(functools.partial(train_step, Prescribed(config, num_visible), config, config.total_steps))
   )
   for k in range(5):
-    mask = run.where(run.step_masks[k]).mask
-    state, metrics = step(int((~mask[0, 0]).sum()))(state, batch | {'mask': mask})
+    mask = run.views(run.step_masks[k]).where.mask
+    state, metrics = step(int((~mask[0, 0]).sum()))(state, run.batch | {'mask': mask})
     close(metrics['loss'], expected['loss'][k])
     close(metrics['grad_norm'], expected['grad_norm'][k])
     np.testing.assert_allclose(metrics['learning_rate'], expected['lr'][k], rtol=1e-6, atol=1e-6 * config.learning_rate)
     np.testing.assert_allclose(metrics['ema_decay'], expected['ema_decay'][k], rtol=1e-6)
     for term in [name.removeprefix('terms/') for name in expected if name.startswith('terms/')]:
-      close(metrics[f'loss_{term.removeprefix("IMAGE_")}'], expected[f'terms/{term}'][k] / expected['sample_size'][k])
+      close(metrics[f'loss_{term.removeprefix(f"{run.case.modality.upper()}_")}'], expected[f'terms/{term}'][k] / expected['sample_size'][k])
   take = lambda prefix: {name.removeprefix(prefix): x for name, x in expected.items() if name.startswith(prefix)}
   key_bias_tolerance = 1e-3 if config.optimizer.eps < 1e-6 else 2e-5
   for ours, theirs in (

@@ -1,0 +1,28 @@
+"""Fine-tuning for speech recognition on 1 hour of transcribed speech: the released recipes for base and large models.
+
+  python -m d2v_jax.main --config=configs/finetune/ctc_1h.py --workdir=runs/ctc_1h --config.init_from=runs/audio_base \
+    --config.data.source=librispeech:PATH
+
+For a large model: --config=configs/finetune/ctc_1h.py:large. The network is that of the weights it starts from.
+Scores of a full run: not measured here.
+"""
+
+from d2v_jax.config import default_config
+
+
+def get_config(size='base'):
+  config = default_config('audio', 'ctc')
+  config.data.source = 'librispeech:'
+  config.total_steps = 13_000
+  config.batch_size = 40  # of 40 s: 1600 s
+  config.learning_rate = {'base': 5e-5, 'large': 3e-4}[size]
+  config.ctc.update(
+    freeze_steps=10_000,
+    time_mask={'base': 0.65, 'large': 0.75}[size],
+    channel_mask=0.25,
+  )
+  config.model.update(layer_drop=0.1, prenet_layer_drop=0.1)
+  config.log_every = 200
+  config.eval_every = 1_300
+  config.checkpoint_every = 1_000
+  return config

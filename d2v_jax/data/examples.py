@@ -1,0 +1,74 @@
+"""From what a source reads to the rows of a batch: one reader for each modality.
+
+A reader has `empty(rows, shape, training)`: the arrays of a batch, filled with what stands for no example; and
+`train(example, shape, rng)` and `evaluate(example, shape)`: the values of one row of such a batch. All are NumPy; both may
+raise anything for an example that cannot be read. Readers travel to worker processes, so they hold plain values only.
+"""
+
+import numpy as np
+
+from d2v_jax.data.audio import standardise
+from d2v_jax.data.images import eval_image, train_image
+from d2v_jax.data.letters import encode
+
+
+class ImageReader:
+  """'image' uint8 [S, S, 3] and 'label' int32 (-1: none)."""
+
+  def __init__(self, config):
+    data = config.data
+    self._size = data.image_size
+    self._crop = tuple(data.crop_area), tuple(data.crop_aspect), data.flip
+
+  def empty(self, rows: int, shape: tuple, training: bool) -> dict[str, np.ndarray]:
+    del shape, training
+    return {'image': np.zeros((rows, self._size, self._size, 3), np.uint8), 'label': np.full(rows, -1, np.int32)}
+
+  def train(self, example: dict, shape: tuple, rng: np.random.Generator) -> dict:
+    del shape
+    return {'image': train_image(example['image'], self._size, *self._crop, rng), 'label': example['label']}
+
+  def evaluate(self, example: dict, shape: tuple) -> dict:
+    del shape
+    return {'image': eval_image(example['image'], self._size), 'label': example['label']}
+
+
+class SpeechReader:
+  """'audio' float32 [samples], standardised over the whole clip before anything is cut off.
+
+  Pretraining crops, so that nothing is padding. Everything else pads with zeros and adds 'length' int32, the samples that
+  are not padding; fine-tuning adds 'letters' int32 [letters], padded with -1.
+  """
+
+  def __init__(self, config):
+    self._crops = config.task == 'pretrain'
+
+  def empty(self, rows: int, shape: tuple, training: bool) -> dict[str, np.ndarray]:
+    batch = {'audio': np.zeros((rows, shape[0]), np.float32)}
+    if not (training and self._crops):
+      batch['length'] = np.zeros(rows, np.int32)
+    if len(shape) > 1:
+      batch['letters'] = np.full((rows, shape[1]), -1, np.int32)
+    return batch
+
+  def train(self, example: dict, shape: tuple, rng: np.random.Generator) -> dict:
+    if not self._crops:
+      return self.evaluate(example, shape)
+    wave, size = standardise(example['audio']), shape[0]
+    if len(wave) < size:
+      raise ValueError(f'{len(wave)} samples at 16 kHz, fewer than its header or manifest says')
+    start = int(rng.integers(len(wave) - size + 1))
+    return {'audio': wave[start : start + size]}
+
+  def evaluate(self, example: dict, shape: tuple) -> dict:
+    wave = standardise(example['audio'])
+    if len(wave) > shape[0]:
+      raise ValueError(f'{len(wave)} samples at 16 kHz, more than its header or manifest says')
+    row = {'audio': np.pad(wave, (0, shape[0] - len(wave))), 'length': len(wave)}
+    if len(shape) > 1:
+      letters = encode(example['text'])
+      row['letters'] = np.pad(letters, (0, shape[1] - len(letters)), constant_values=-1)
+    return row
+
+
+READERS = {'image': ImageReader, 'audio': SpeechReader}
