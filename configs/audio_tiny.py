@@ -1,4 +1,4 @@
-"""data2vec 2.0 for a little speech (minutes to hours of it): a quarter of an hour on a laptop CPU.
+"""data2vec 2.0 for a little speech (minutes to hours of it): ten minutes on a laptop CPU.
 
 python -m d2v_jax.main --config=configs/audio_tiny.py --workdir=runs/audio_tiny --config.data.source=folder:PATH
 """
@@ -8,19 +8,19 @@ from d2v_jax.config import default_config
 
 def get_config():
   config = default_config('audio')
-  config.total_steps = 2000
+  config.total_steps = 4000
   config.batch_size = 8
-  config.learning_rate = 2e-3
+  config.learning_rate = 1e-3
   config.dtype = 'float32'
-  config.log_every = 50
-  config.checkpoint_every = 500
+  config.log_every = 100
+  config.checkpoint_every = 1000
   config.data.update(source='folder:', bucket_seconds=(0.25, 0.5, 1.0, 2.0), rows_multiple=4, workers=0)
-  config.model.update(conv_layers=((64, 10, 5), (64, 8, 4), (64, 8, 4), (128, 4, 4)))
-  config.model.conv_positions.update(layers=2, groups=8)
+  config.model.update(conv_layers=((64, 200, 40), (64, 16, 8)), conv_init='filterbank')
+  config.model.conv_positions.update(layers=1, kernel=5, groups=8)
   config.model.update(embed_dim=128, depth=4, num_heads=4, init_std=0.06, layer_drop=0.0, prenet_layer_drop=0.0)
   config.model.dropout.update(entry=0.0, attention=0.0, attention_output=0.0, mlp_output=0.0)
-  config.data2vec2.update(masks_per_example=4, average_top_k=4, ema_decay=0.98, ema_end_decay=0.9985, ema_anneal_steps=2000)
+  config.data2vec2.update(masks_per_example=4, average_top_k=4, ema_decay=0.99, ema_end_decay=0.999, ema_anneal_steps=4000)
   config.decoder.update(dim=64, layers=2, groups=4, input_dropout=0.0)
   config.optimizer.clip_norm = 4.0
-  config.schedule.warmup_steps = 200
+  config.schedule.warmup_steps = 400
   return config

@@ -140,7 +140,6 @@ def _pretraining(config):
       'ema_decay': 0.9998,  # of the teacher, at the start
       'ema_end_decay': 0.99999,
       'ema_anneal_steps': 100_000,  # updates over which the decay goes linearly from start to end
-      'local_gradient': 1.0,  # factor on the gradient that goes into the local encoder
       'teacher_scope': 'all',  # what the teacher averages: 'all', or 'context': all but the local encoder, which is shared
     }
   )
@@ -200,6 +199,7 @@ def _speech(config):
   )
   config.model.update(
     conv_layers=((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2),  # (channels, kernel, stride) of the local encoder
+    conv_init='kaiming',  # or 'filterbank': start as a mel filter bank, from which little training leads further
     conv_positions=ConfigDict(
       {
         'layers': 5,
@@ -297,6 +297,7 @@ _CHOICES = {
   'model.alibi': ('', 'manhattan', 'euclidean'),
   'model.positions_dtype': ('float32', 'float16'),
   'decoder.positions': ('', 'masked', 'all'),
+  'model.conv_init': ('kaiming', 'filterbank'),
   'data2vec2.teacher_scope': ('all', 'context'),
   'schedule.name': ('cosine', 'tri_stage'),
   'eval.features': ('final', 'layers', 'cls'),
@@ -320,7 +321,7 @@ _AT_LEAST_ZERO = (
   *('schedule.warmup_steps', 'schedule.min_learning_rate', 'schedule.initial_scale', 'schedule.final_scale'),
   *('ctc.freeze_steps', 'ctc.time_mask', 'ctc.channel_mask', 'ctc.mask_noise_std', 'eval.beam_width'),
 )
-_FRACTIONS = ('mask.ratio', 'data.holdout', 'data2vec2.local_gradient', 'data2vec2.ema_decay', 'data2vec2.ema_end_decay')
+_FRACTIONS = ('mask.ratio', 'data.holdout', 'data2vec2.ema_decay', 'data2vec2.ema_end_decay')
 _BELOW_ONE = ('optimizer.beta1', 'optimizer.beta2', 'model.layer_drop', 'model.prenet_layer_drop', 'decoder.input_dropout')
 _BELOW_ONE += tuple(
   f'model.dropout.{place}' for place in ('entry', 'attention', 'attention_output', 'activation', 'mlp_output')

@@ -12,7 +12,7 @@ from d2v_jax.errors import InputError
 from d2v_jax.methods.teacher import copy
 
 # Fields of config.model that are about training, not about which parameters there are.
-_TRAINING_FIELDS = ('init_std', 'dropout', 'layer_drop', 'prenet_layer_drop')
+_TRAINING_FIELDS = ('init_std', 'conv_init', 'dropout', 'layer_drop', 'prenet_layer_drop')
 
 
 def read(path) -> tuple[dict, dict | None, ConfigDict]:

@@ -81,11 +81,6 @@ class Views:
   randomness: Randomness | None = None
 
 
-def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
-  """x, with `factor` times its gradient."""
-  return x if factor == 1 else factor * x + (1 - factor) * jax.lax.stop_gradient(x)
-
-
 class Data2vec2:
   """The method for one config: `init`, `init_teacher`, `loss`, `metrics`, `update_teacher`."""
 
@@ -160,7 +155,7 @@ class Data2vec2:
     padding = self.modality.padding(batch, math.prod(grid))
     # The scopes name the parts in profiles and in the compiled program.
     with jax.named_scope('student'):
-      local_features = scale_gradient(apply(params, 'local_features', inputs), self.options.local_gradient)
+      local_features = apply(params, 'local_features', inputs)
       student = apply(
         params, 'contextualise', local_features, views.where, padding=padding, grid=grid, randomness=views.randomness
       )

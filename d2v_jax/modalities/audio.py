@@ -1,5 +1,7 @@
 """Speech: convolutions on the waveform, convolutional positions, 1-D block masks (`docs/algorithm.md`, 4.3 and 6)."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,20 +18,44 @@ from d2v_jax.nn.positions import ConvPositions
 class WaveformEncoder(nn.Module):
   """Strided convolutions, each with layer norm and GELU, and a projection: waveforms [B, samples] -> [B, T, D].
 
-  `layers` holds (channels, kernel, stride); no convolution pads, so a frame sees the samples it covers and no others.
+  `layers` holds (channels, kernel, stride); no convolution pads, so a frame sees the samples it covers and no others. `init`
+  is 'kaiming', or 'filterbank': the first layer starts as band-pass filters, those above it as averages over time.
   """
 
   layers: tuple[tuple[int, int, int], ...]
   embed_dim: int
+  init: str
 
   @nn.compact
   def __call__(self, waves):
     x = waves[..., None]
     for i, (channels, kernel, stride) in enumerate(self.layers):
-      x = StridedConvolution(channels, kernel, stride, name=f'conv_{i}')(x)
+      init = kaiming if self.init == 'kaiming' else average if i else band_passes
+      x = StridedConvolution(channels, kernel, stride, init, name=f'conv_{i}')(x)
       x = gelu(LayerNorm(1e-5, name=f'norm_{i}')(x))
     init = fan_in_uniform(x.shape[-1])
     return Dense(self.embed_dim, init, init, name='projection')(LayerNorm(1e-5, name='norm')(x))
+
+
+# Kaiming-normal by what a filter reads, with the gain of a rectifier.
+kaiming = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+
+
+def average(key: jax.Array, shape: tuple[int, int, int], dtype=jnp.float32) -> jax.Array:
+  """Kernel [k, in, out] that averages every channel over time under a Hann window, with a little of `kaiming` on it."""
+  window = jnp.hanning(shape[0] + 2)[1:-1]
+  return (window / window.sum())[:, None, None] * jnp.eye(*shape[1:]) + 0.1 * kaiming(key, shape, dtype)
+
+
+def band_passes(key: jax.Array, shape: tuple[int, int, int], dtype=jnp.float32) -> jax.Array:
+  """Kernel [k, 1, out]: cosines and sines under a Hann window, their frequencies evenly spaced in mel from 80 to 7000 Hz."""
+  del key
+  mel = lambda hertz: 2595 * math.log10(1 + hertz / 700)
+  hertz = 700 * (10 ** (jnp.linspace(mel(80), mel(7000), -(-shape[2] // 2)) / 2595) - 1)
+  time = (jnp.arange(shape[0]) - (shape[0] - 1) / 2)[:, None] / SAMPLE_RATE
+  waves = jnp.concatenate([wave(2 * jnp.pi * hertz * time) for wave in (jnp.cos, jnp.sin)], axis=1)[:, : shape[2]]
+  waves = waves * jnp.hanning(shape[0] + 2)[1:-1, None]
+  return (waves / jnp.linalg.norm(waves, axis=0))[:, None].astype(dtype)
 
 
 def num_frames(layers, samples):
@@ -96,7 +122,7 @@ def build(config) -> Modality:
     example=(longest,),
     prepare=lambda waves: waves,
     padding=padding,
-    local_encoder=WaveformEncoder(layers, model.embed_dim),
+    local_encoder=WaveformEncoder(layers, model.embed_dim, model.conv_init),
     grid=lambda example: (num_frames(layers, example[0]),),
     masks=masks,
     local_flops=local_flops,

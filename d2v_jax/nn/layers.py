@@ -46,17 +46,17 @@ class Convolution(nn.Module):
 
 
 class StridedConvolution(nn.Module):
-  """Convolution of a sequence [rows, length, in] without padding and bias, Kaiming-normal; kernel [k, in, out]."""
+  """Convolution of a sequence [rows, length, in] without padding and bias; kernel [k, in, out]."""
 
   features: int
   kernel_size: int
   stride: int
+  kernel_init: nn.initializers.Initializer
 
   @nn.compact
   def __call__(self, x):
     shape = (self.kernel_size, x.shape[-1], self.features)
-    init = nn.initializers.normal(math.sqrt(2 / math.prod(shape[:-1])))
-    return strided_convolution(x, self.param('kernel', init, shape), self.stride)
+    return strided_convolution(x, self.param('kernel', self.kernel_init, shape), self.stride)
 
 
 class LayerNorm(nn.Module):

@@ -204,7 +204,10 @@ def test_five_steps(data2vec2_case, decay_all):
     np.testing.assert_allclose(metrics['learning_rate'], expected['lr'][k], rtol=1e-6, atol=1e-6 * config.learning_rate)
     np.testing.assert_allclose(metrics['ema_decay'], expected['ema_decay'][k], rtol=1e-6)
     for term in [name.removeprefix('terms/') for name in expected if name.startswith('terms/')]:
-      close(metrics[f'loss_{term.removeprefix(f"{run.case.modality.upper()}_")}'], expected[f'terms/{term}'][k] / expected['sample_size'][k])
+      close(
+        metrics[f'loss_{term.removeprefix(f"{run.case.modality.upper()}_")}'],
+        expected[f'terms/{term}'][k] / expected['sample_size'][k],
+      )
   take = lambda prefix: {name.removeprefix(prefix): x for name, x in expected.items() if name.startswith(prefix)}
   key_bias_tolerance = 1e-3 if config.optimizer.eps < 1e-6 else 2e-5
   for ours, theirs in (
