@@ -177,7 +177,7 @@ def compile_step(config, topology: str, examples_per_chip: int):
   import jax
   from jax.experimental import topologies
 
-  from d2v_jax.benchmark import random_batch
+  from d2v_jax.data.examples import random_batch
   from d2v_jax.errors import InputError
   from d2v_jax.parallel import mesh as meshes
   from d2v_jax.tasks import TASKS

@@ -29,6 +29,7 @@ def time_steps(config, steps: int) -> dict:
   import jax
 
   from d2v_jax.data.audio import SAMPLE_RATE
+  from d2v_jax.data.examples import random_batch
   from d2v_jax.parallel import mesh as meshes
   from d2v_jax.report.progress import peak_flops
   from d2v_jax.tasks import TASKS
@@ -74,21 +75,6 @@ def time_steps(config, steps: int) -> dict:
     'device': mesh.devices.flat[0].device_kind,
     'devices': mesh.size,
   }
-
-
-def random_batch(config, example: tuple[int, ...], rows: int) -> dict:
-  """A batch as the loader makes them, NumPy, of random examples of this shape."""
-  import numpy as np
-
-  rng = np.random.default_rng(0)
-  valid = {'valid': np.ones(rows, bool)}
-  if config.modality == 'image':
-    return {'image': rng.integers(0, 256, (rows, *example), np.uint8), **valid}
-  batch = {'audio': rng.normal(size=(rows, *example)).astype(np.float32), **valid}
-  if config.task == 'ctc':  # 15 letters a second are normal speech
-    letters = rng.integers(4, 32, (rows, max(example[0] // 1100, 1)), np.int32)
-    batch |= {'length': np.full(rows, example[0], np.int32), 'letters': letters}
-  return batch
 
 
 def _peak_memory(device) -> int:

@@ -195,7 +195,7 @@ def _speech(config):
     # Batches of shorter buckets have as many more rows as fit into the seconds of batch_size clips of the longest bucket,
     # in multiples of this.
     rows_multiple=8,
-    split_seconds=60.0,  # recordings without transcript that are longer become clips no longer than this
+    split_seconds=60.0,  # recordings without transcript that are longer become clips no longer than this; 0: never
   )
   config.model.update(
     conv_layers=((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2),  # (channels, kernel, stride) of the local encoder
@@ -252,7 +252,7 @@ def _ctc(config):
       'max_test': 0,  # test examples used; 0: all
       'beam_width': 0,  # of the beam search that is scored beside greedy decoding; 0: none
       'language_model': '',  # an n-gram model in ARPA format for the beam search
-      'language_model_weight': 2.0,
+      'language_model_weight': 0.87,  # on natural logarithms; the reference's 2 is on base-10 ones
       'word_score': -1.0,  # added for every word
     }
   )

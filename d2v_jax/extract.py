@@ -61,9 +61,8 @@ def _of_images(model, source, mean):
 
 
 def _of_speech(model, source, mean):
-  from d2v_jax.data.audio import SAMPLE_RATE
+  from d2v_jax.data.audio import SAMPLE_RATE, receptive_field
   from d2v_jax.data.audio_sources import open_files, split_long, usable
-  from d2v_jax.modalities.audio import receptive_field
   from d2v_jax.report.progress import reported
 
   field, _ = receptive_field(model.config.model.conv_layers)

@@ -10,10 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from d2v_jax.checkpoints import weights
-from d2v_jax.data.audio import SAMPLE_RATE
+from d2v_jax.data.audio import SAMPLE_RATE, receptive_field
 from d2v_jax.errors import InputError
 from d2v_jax.modalities import Encoded, build_encoder
-from d2v_jax.modalities.audio import receptive_field, standardise
+from d2v_jax.modalities.audio import standardise
 
 
 class Model:

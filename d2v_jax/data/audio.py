@@ -88,6 +88,14 @@ def standardise(wave: np.ndarray) -> np.ndarray:
   return ((wave - mean) / np.sqrt(variance + 1e-5)).astype(np.float32)
 
 
+def receptive_field(layers) -> tuple[int, int]:
+  """Samples that one frame of convolutions (channels, kernel, stride) covers, and samples from one frame to the next."""
+  field, step = 1, 1
+  for _, kernel, stride in layers:
+    field, step = field + (kernel - 1) * step, step * stride
+  return field, step
+
+
 @contextlib.contextmanager
 def _opened(data: str | bytes):
   with contextlib.ExitStack() as stack:

@@ -72,3 +72,16 @@ class SpeechReader:
 
 
 READERS = {'image': ImageReader, 'audio': SpeechReader}
+
+
+def random_batch(config, example: tuple[int, ...], rows: int) -> dict:
+  """A training batch as the loader makes them, of random examples of this shape: for benchmarks."""
+  rng = np.random.default_rng(0)
+  valid = {'valid': np.ones(rows, bool)}
+  if config.modality == 'image':
+    return {'image': rng.integers(0, 256, (rows, *example), np.uint8), **valid}
+  batch = {'audio': rng.normal(size=(rows, *example)).astype(np.float32), **valid}
+  if config.task == 'ctc':  # 15 letters a second are normal speech
+    letters = rng.integers(4, 32, (rows, max(example[0] // 1100, 1)), np.int32)
+    batch |= {'length': np.full(rows, example[0], np.int32), 'letters': letters}
+  return batch

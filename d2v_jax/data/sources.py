@@ -15,14 +15,12 @@ import numpy as np
 from absl import logging
 
 from d2v_jax.data import audio_sources, image_arrays, image_folder, letters, records, spoken_sentences, tfds_source
-from d2v_jax.data.audio import SAMPLE_RATE
+from d2v_jax.data.audio import SAMPLE_RATE, receptive_field
 from d2v_jax.data.order import permute
 from d2v_jax.errors import InputError
 
 # The fixed key of the held-out part: the same examples whatever the seed of the run.
 _HOLDOUT_KEY = (20240229,)
-# Samples that give the speech encoder its first frame.
-_SHORTEST = 400
 
 
 def open_source(config, split: str):
@@ -72,9 +70,10 @@ def _held_out(source, fraction: float) -> np.ndarray:
 def _usable_speech(config, source):
   """Cuts long recordings and leaves out what the task cannot use."""
   sizes = [round(seconds * SAMPLE_RATE) for seconds in config.data.bucket_seconds]
-  source = audio_sources.split_long(source, config.data.split_seconds)
+  if config.data.split_seconds:
+    source = audio_sources.split_long(source, config.data.split_seconds)
   if config.task == 'ctc':
-    source, _ = audio_sources.usable(source, _SHORTEST, sizes[-1], letters.encode)
+    source, _ = audio_sources.usable(source, receptive_field(config.model.conv_layers)[0], sizes[-1], letters.encode)
   else:
     source, _ = audio_sources.usable(source, sizes[0], None, None)
   return source

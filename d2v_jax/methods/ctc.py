@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: letters from speech (`docs/algorithm.md`, section 19)."""
+"""Connectionist temporal classification: letters from speech (`docs/algorithm.md`, section 21)."""
 
 import jax
 import jax.numpy as jnp

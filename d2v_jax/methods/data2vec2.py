@@ -5,7 +5,6 @@ V visible tokens, E extra tokens, D width, L main blocks. Student rows are examp
 """
 
 import math
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from d2v_jax.methods.targets import targets
 from d2v_jax.modalities import Encoded, build_encoder
 from d2v_jax.modalities.masking import Visible, put_back, visible
 from d2v_jax.nn.decoder import ConvDecoder
-from d2v_jax.nn.dropout import Randomness, dropout
+from d2v_jax.nn.dropout import Randomness, dropout, site_of
 
 
 @struct.dataclass
@@ -181,7 +180,7 @@ class Data2vec2:
     """Student output [B * M, E + V, D] back at its places, noise at the masked ones: [B * M, T, D] (section 8)."""
     rate = self.config.decoder.input_dropout
     if rate and views.randomness is not None:
-      output = dropout(output, views.randomness.seeds, rate, zlib.crc32(b'decoder input'))
+      output = dropout(output, views.randomness.seeds, rate, site_of(('decoder', 'input')))
     tokens = output[:, self.config.model.extra_tokens :].reshape(*views.where.positions.shape, -1)
     masked = views.where.mask[..., None]
     tokens = put_back(tokens, views.where) + jnp.where(masked, views.noise, 0).astype(tokens.dtype)

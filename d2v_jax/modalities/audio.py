@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from d2v_jax.data.audio import SAMPLE_RATE
+from d2v_jax.data.audio import SAMPLE_RATE, receptive_field
 from d2v_jax.errors import InputError
 from d2v_jax.modalities.encoder import Modality
 from d2v_jax.modalities.masking import BlockMask
@@ -18,19 +18,19 @@ from d2v_jax.nn.positions import ConvPositions
 class WaveformEncoder(nn.Module):
   """Strided convolutions, each with layer norm and GELU, and a projection: waveforms [B, samples] -> [B, T, D].
 
-  `layers` holds (channels, kernel, stride); no convolution pads, so a frame sees the samples it covers and no others. `init`
+  `layers` holds (channels, kernel, stride); no convolution pads, so a frame sees the samples it covers and no others. `start`
   is 'kaiming', or 'filterbank': the first layer starts as band-pass filters, those above it as averages over time.
   """
 
   layers: tuple[tuple[int, int, int], ...]
   embed_dim: int
-  init: str
+  start: str
 
   @nn.compact
   def __call__(self, waves):
     x = waves[..., None]
     for i, (channels, kernel, stride) in enumerate(self.layers):
-      init = kaiming if self.init == 'kaiming' else average if i else band_passes
+      init = kaiming if self.start == 'kaiming' else average if i else band_passes
       x = StridedConvolution(channels, kernel, stride, init, name=f'conv_{i}')(x)
       x = gelu(LayerNorm(1e-5, name=f'norm_{i}')(x))
     init = fan_in_uniform(x.shape[-1])
@@ -62,15 +62,7 @@ def num_frames(layers, samples):
   """Frames that convolutions (channels, kernel, stride) make of a number of samples (int or array); at least 0."""
   for _, kernel, stride in layers:
     samples = (samples - kernel) // stride + 1
-  return jnp.maximum(samples, 0) if isinstance(samples, jax.Array) else max(samples, 0)
-
-
-def receptive_field(layers) -> tuple[int, int]:
-  """Samples that one frame covers, and samples from one frame to the next."""
-  field, step = 1, 1
-  for _, kernel, stride in layers:
-    field, step = field + (kernel - 1) * step, step * stride
-  return field, step
+  return max(samples, 0) if isinstance(samples, int) else jnp.maximum(samples, 0)
 
 
 def standardise(waves: jax.Array, lengths: jax.Array) -> jax.Array:

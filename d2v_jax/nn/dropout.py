@@ -49,7 +49,12 @@ class Dropout(nn.Module):
   def __call__(self, x, seeds: jax.Array | None):
     if seeds is None or not self.rate:
       return x
-    return dropout(x, seeds, self.rate, zlib.crc32('/'.join(self.path).encode()))
+    return dropout(x, seeds, self.rate, site_of(self.path))
+
+
+def site_of(path: tuple[str, ...]) -> int:
+  """The `site` of `dropout` for a place in a network: 32 bits of its name."""
+  return zlib.crc32('/'.join(path).encode())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -95,5 +100,6 @@ def layer_drop(rate: float, randomness: Randomness | None, layer: int, new: jax.
   """The output of a layer, or with probability `rate` its input: one draw for all rows of a step."""
   if randomness is None or not rate:
     return new
-  kept = jax.random.uniform(jax.random.fold_in(randomness.key, layer)) > rate
+  key = jax.random.fold_in(jax.random.fold_in(randomness.key, site_of(('layer drop',))), layer)
+  kept = jax.random.uniform(key) > rate
   return jnp.where(kept, new, old)

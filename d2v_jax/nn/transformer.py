@@ -4,7 +4,7 @@ import flax.linen as nn
 
 from d2v_jax.nn.activations import gelu
 from d2v_jax.nn.attention import Bias, attention
-from d2v_jax.nn.dropout import Dropout, Rates
+from d2v_jax.nn.dropout import Dropout, Rates, site_of
 from d2v_jax.nn.layers import Dense, LayerNorm
 
 
@@ -20,8 +20,8 @@ class Attention(nn.Module):
     rows, tokens, width = x.shape
     linear = lambda name: Dense(width, nn.initializers.normal(self.init_std), name=name)
     heads = lambda name: linear(name)(x).reshape(rows, tokens, self.num_heads, width // self.num_heads)
-    drop = Dropout(self.rates.attention, name='drop_weights')
-    out = attention(heads('query'), heads('key'), heads('value'), bias, lambda weights: drop(weights, seeds))
+    drop = self.rates.attention, site_of((*self.path, 'weights'))
+    out = attention(heads('query'), heads('key'), heads('value'), bias, seeds, drop)
     out = linear('output')(out.reshape(rows, tokens, width))
     return Dropout(self.rates.attention_output, name='drop_output')(out, seeds)
 

@@ -45,7 +45,8 @@ class Health:
       )
     if skipped:
       logging.warning('Step %d: %d updates skipped since the last record for non-finite gradients', step, skipped)
-    loss = metrics['train/loss']
+    # A loss per utterance is large where utterances are long.
+    loss = metrics.get('train/loss_per_letter', metrics['train/loss'])
     if self._first_loss is None and math.isfinite(loss):
       self._first_loss = loss
     elif self._first_loss is not None and loss > EXPLODED * self._first_loss:

@@ -59,7 +59,8 @@ def _compare(file, config):
       raise ValueError
   except ValueError:
     raise InputError(f'{file}: is not the JSON of a config; restore it, or give a new --workdir') from None
-  for name, (old, new) in configs.differences(found, configs.to_dict(config)).items():
+  found = configs.differences(found, configs.to_dict(config))
+  for name, (old, new) in sorted(found.items(), key=lambda item: item[0] not in ('config.task', 'config.modality')):
     field = name.removeprefix('config.')
     if field not in FREE_FIELDS and not field.startswith(FREE_SECTIONS):
       raise InputError(

@@ -17,3 +17,15 @@ def test_one_step_and_the_pipeline(tmp_path):
   assert found['examples_per_second'] == 8 / found['step_seconds']
   assert found['mfu'] is None and found['devices'] == 1 and found['batch_size'] == 8
   assert found['pipeline_examples_per_second'] > 0 and found['pipeline_source'] == f'folder:{images}'
+
+
+def test_speech_is_also_counted_in_seconds():
+  """Without data: the pipeline reads recordings made on the spot."""
+  arguments = tiny.speech_arguments('pretrain', 'folder:nowhere', '')
+  done = tiny.run('benchmark', arguments[0], *arguments[2:], '--steps=1', '--pipeline_seconds=0.1')
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found['audio_seconds_per_second'] == 4 * 1.0 / found['step_seconds']  # four clips of the longest bucket, 1 s
+  assert found['examples_per_second'] == 4 / found['step_seconds'] and found['model_flops_per_step'] > 0
+  assert found['pipeline_examples_per_second'] > 0 and found['pipeline_source'] == 'generated FLAC files, 15 s'
+  assert 'audio_seconds_per_second' in done.stdout.rpartition('{')[0]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import soundfile
 from PIL import Image
 
 import d2v_jax
@@ -93,6 +94,31 @@ def make_images(root, train=16, test=8, side=20):
   return Path(root)
 
 
+def make_speech(root, train=12, test=5):
+  """Writes ROOT/{train,val}/NN.{wav,flac}, noisy tones at three rates, each with its transcript in NN.txt. Returns ROOT.
+
+  Of the training part, the first third takes 0.3 to 0.45 s each, the next 0.55 to 0.9 s, the last 1.05 to 1.3 s; none of the
+  test part takes more than 0.9 s.
+  """
+  thirds = [np.linspace(*ends, train // 3) for ends in ((0.3, 0.45), (0.55, 0.9), (1.05, 1.3))]
+  seconds = {'train': np.concatenate(thirds), 'val': np.linspace(0.3, 0.9, test)}
+  for part, lengths in seconds.items():
+    for number, length in enumerate(lengths):
+      path = Path(root) / part / f'{number:02d}.{("wav", "flac")[number % 2]}'
+      write_tone(path, length, 300 + 300 * (number % 4), (16_000, 8_000, 44_100)[number % 3])
+      path.with_suffix('.txt').write_text(('a low tone', 'Two.', "it's high", 'up')[number % 4])
+  return Path(root)
+
+
+def write_tone(path, seconds, hertz=440, rate=16_000, channels=1, **options):
+  """Writes a tone with some noise to an audio file; `options` are those of soundfile.write."""
+  count = round(seconds * rate)
+  noise = np.random.default_rng(hertz).normal(size=(count, channels))
+  wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(count)[:, None] / rate) + 0.05 * noise
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  soundfile.write(path, wave, rate, **options)
+
+
 def start(module, *arguments, devices=1, **options):
   """Starts `python -m d2v_jax.MODULE` (or a script, by its path) in the repository's root."""
   program = [str(module)] if str(module).endswith('.py') else ['-m', f'd2v_jax.{module}']
@@ -134,6 +160,12 @@ def train(images, workdir, *overrides, **options):
 def train_arguments(images, workdir, *overrides):
   config = ROOT / 'tests' / 'train' / 'tiny.py'
   return [f'--config={config}', f'--workdir={workdir}', f'--config.data.source=folder:{images}', *overrides]
+
+
+def speech_arguments(task, source, workdir, *overrides):
+  """Of a speech run: `task` is 'pretrain' or 'ctc', `source` what config.data.source is to be."""
+  config = ROOT / 'tests' / 'train' / f'tiny_speech.py:{task}'
+  return [f'--config={config}', f'--workdir={workdir}', f'--config.data.source={source}', *overrides]
 
 
 def message(done, code):

@@ -1,5 +1,6 @@
 """Features through the public door, `d2v_jax.load`, against the reference's; and the convert command."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,9 @@ import d2v_jax
 from d2v_jax import convert
 from d2v_jax.checkpoints import fairseq, manager
 from d2v_jax.errors import InputError
+from d2v_jax.methods.ctc import Ctc
+from d2v_jax.model import Model
+from tests.train import tiny
 from tests.weights.test_fairseq import CASES, FORMS, GOLDEN, assert_same
 
 
@@ -65,6 +69,92 @@ def test_images_that_do_not_fit(model, images, named):
   with pytest.raises(InputError) as error:
     model.features(images)
   assert named in str(error.value)
+
+
+# --- speech
+
+LENGTHS = (1200, 37, 700)  # samples; a frame covers 30, the next begins 20 later
+FRAMES = (59, 1, 34)
+
+
+@pytest.fixture(scope='module')
+def speech_model():
+  """A recogniser of random weights, three blocks of which one is prenet, that had every kind of dropout in training."""
+  config = tiny.speech_config('ctc')
+  config.dtype = 'bfloat16'
+  config.model.update(layer_drop=0.5, prenet_layer_drop=0.5)
+  config.model.dropout.update(dict.fromkeys(config.model.dropout, 0.5))
+  params = tiny.random_params(Ctc(config), 0)
+  params['head']['kernel'] *= 10  # all kinds of letters
+  model = Model(params, config)
+  model._run = tiny.fast_jit(functools.partial(Model._run.__wrapped__, model))
+  return model
+
+
+@pytest.fixture(scope='module')
+def waves():
+  """Clips of LENGTHS in one array; behind their ends lies noise as loud, which must not matter."""
+  return np.random.default_rng(0).normal(size=(3, max(LENGTHS))).astype(np.float32)
+
+
+def test_speech_clips_do_not_depend_on_their_padding(speech_model, waves):
+  features, layers = speech_model.features(waves, LENGTHS), speech_model.layers(waves, LENGTHS)
+  texts = speech_model.transcribe(waves, LENGTHS)
+  assert features.shape == (3, 59, 16) and features.dtype == np.float32
+  assert len(layers) == 2
+  np.testing.assert_array_equal(layers[-1], features)
+  assert speech_model.num_tokens(LENGTHS).tolist() == list(FRAMES)
+  assert len(set(texts)) == 3 and len(texts[0]) > 10
+  for row, (length, frames) in enumerate(zip(LENGTHS, FRAMES)):
+    alone = waves[row : row + 1, :length]
+    for found, expected in zip(layers, speech_model.layers(alone)):
+      assert expected.shape == (1, frames, 16)
+      assert_close(found[row, :frames], np.asarray(expected[0]))
+      np.testing.assert_array_equal(found[row, frames:], 0)
+    assert speech_model.transcribe(alone) == texts[row : row + 1]
+
+
+def test_loudness_and_offset_of_speech_do_not_matter(speech_model, waves):
+  expected = np.asarray(speech_model.features(waves, LENGTHS))
+  for changed in (waves * 30_000, waves * 0.5 + 0.2, waves.astype(np.float64)):
+    np.testing.assert_allclose(speech_model.features(changed, LENGTHS), expected, atol=2e-3 * np.abs(expected).max())
+  np.testing.assert_array_equal(speech_model.features(jax.numpy.asarray(waves), list(LENGTHS)), expected)
+  assert speech_model.transcribe(waves * 30_000, LENGTHS) == speech_model.transcribe(waves, LENGTHS)
+
+
+def test_times_of_frames(speech_model):
+  np.testing.assert_allclose(speech_model.frame_times(3) * 16_000, [15, 35, 55])
+
+
+@pytest.mark.parametrize(
+  ('inputs', 'lengths', 'named'),
+  [
+    (np.zeros(800, np.float32), None, ('speech', 'float32 [800]', '[examples, samples]', '16 kHz')),
+    (np.zeros((1, 2, 800), np.float32), None, ('speech', '[1, 2, 800]')),
+    (np.zeros((2, 800), np.int16), None, ('speech', 'int16 [2, 800]', 'float')),
+    (np.zeros((2, 29), np.float32), None, ('lengths: found [29, 29]', 'from 30')),
+    (np.zeros((2, 800), np.float32), [800], ('lengths: found [800]', 'each of the 2 clips')),
+    (np.zeros((2, 800), np.float32), [800, 801], ('lengths: found [800, 801]', 'to 800')),
+    (np.zeros((2, 800), np.float32), [29, 800], ('lengths: found [29, 800]', 'from 30 (a frame)')),
+  ],
+)
+def test_speech_that_does_not_fit(speech_model, inputs, lengths, named):
+  for method in (speech_model.features, speech_model.layers, speech_model.transcribe):
+    with pytest.raises(InputError) as error:
+      method(inputs, lengths)
+    assert '\n' not in str(error.value)
+    for part in named:
+      assert part in str(error.value)
+
+
+def test_only_recognisers_transcribe(model, speech_model, waves):
+  headless = Model({'encoder': speech_model.params['encoder']}, speech_model.config)  # as after pretraining
+  for other, inputs in ((model, np.zeros((1, 32, 32, 3), np.uint8)), (headless, waves)):
+    with pytest.raises(InputError, match=r'transcribe: this model has no CTC head; .*ctc_'):
+      other.transcribe(inputs)
+
+
+# --- loading and converting
 
 
 def test_nothing_to_load(tmp_path):
