@@ -105,9 +105,10 @@ class Model:
       )
     lengths = np.full(len(waves), waves.shape[1]) if lengths is None else np.asarray(lengths)
     field, _ = receptive_field(self.config.model.conv_layers)
-    if lengths.shape != (len(waves),) or lengths.max(initial=0) > waves.shape[1] or lengths.min(initial=field) < field:
+    whole = np.issubdtype(lengths.dtype, np.integer) and lengths.shape == (len(waves),)
+    if not whole or lengths.max(initial=0) > waves.shape[1] or lengths.min(initial=field) < field:
       raise InputError(
-        f'lengths: found {lengths.tolist()}; one number from {field} (a frame) to {waves.shape[1]} for each of the '
+        f'lengths: found {lengths.tolist()}; one whole number from {field} (a frame) to {waves.shape[1]} for each of the '
         f'{len(waves)} clips is needed'
       )
     return waves, lengths.astype(np.int32)

@@ -20,7 +20,7 @@ from absl import logging
 
 from d2v_jax.data import audio
 from d2v_jax.data.audio import SAMPLE_RATE
-from d2v_jax.data.places import SPLIT_NAMES, directory, no_test_part
+from d2v_jax.data.places import SPLIT_NAMES, directory, no_test_part, walk
 from d2v_jax.errors import InputError
 from d2v_jax.report.progress import reported
 
@@ -224,7 +224,7 @@ def open_librispeech(place: str, split: str) -> AudioSource:
   files = []
   for subset in chosen:
     below = os.fsencode(subset)
-    files += [os.path.join(below, path) for path in _walk(root / subset) if _is_audio(path)]
+    files += [os.path.join(below, path) for path in sorted(walk(root / subset)) if _is_audio(path)]
   if not files:
     raise InputError(f'config.data.source: {root.absolute()} holds no SPEAKER-CHAPTER-NUMBER.flac at any depth')
   chapters, speakers = [], []
@@ -309,7 +309,7 @@ def open_folder(place: str, split: str) -> AudioSource:
       f'config.data.source: folder:{place} has {parts["test"].name}/ but no train/ beside it; put the training audio there'
     )
   root = parts[split] or root
-  found = _walk(root)
+  found = sorted(walk(root))
   files = _audio_of(root, found)
   root_path = os.fsencode(root.absolute())
   beside = {path for path in found if path.endswith(b'.txt')}
@@ -335,7 +335,7 @@ def open_files(path: Path) -> AudioSource:
     root, files = path.parent, [os.fsencode(path.name)]
   else:
     root = directory('folder', str(path))
-    files = _audio_of(root, _walk(root))
+    files = _audio_of(root, sorted(walk(root)))
   return _whole(FileAudio(os.fsencode(root), files), [None] * len(files))
 
 
@@ -355,21 +355,6 @@ def _whole(recordings, texts: list[str | None], groups: np.ndarray | None = None
   return AudioSource(
     recordings, np.arange(count), starts, recordings.frames, [text or '' for text in texts], has_text, groups
   )
-
-
-def _walk(root: Path) -> list[bytes]:
-  """Paths of all files below, relative to `root`, sorted; without hidden ones."""
-  top, found, seen = os.fsencode(root), [], set()
-  for folder, folders, names in os.walk(top, followlinks=True):
-    real = os.path.realpath(folder)
-    if real in seen:  # a link to a parent directory is followed once at most
-      folders.clear()
-      continue
-    seen.add(real)
-    folders[:] = [name for name in folders if not name.startswith(b'.')]
-    below = os.path.relpath(folder, top) if folder != top else b''
-    found += [os.path.join(below, name) for name in names if not name.startswith(b'.')]
-  return sorted(found)
 
 
 def _is_audio(path: bytes) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from d2v_jax.data.places import SPLIT_NAMES, directory, no_test_part
+from d2v_jax.data.places import SPLIT_NAMES, directory, no_test_part, walk
 from d2v_jax.errors import InputError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
@@ -109,19 +109,7 @@ def _scan(root: Path, classes: tuple[str, ...] | None = None) -> FolderSource:
 
 
 def _images(root: Path, recurse: bool):
-  """Yields paths relative to `root`, as bytes: file names need not be valid text."""
-  pending, seen = [b''], set()
-  while pending:
-    below = pending.pop()
-    with os.scandir(os.path.join(os.fsencode(root), below)) as entries:
-      for entry in entries:
-        if entry.name.startswith(b'.'):
-          continue
-        path = os.path.join(below, entry.name)
-        if entry.is_dir():
-          real = os.path.realpath(entry.path) if entry.is_symlink() else None
-          if recurse and (real is None or real not in seen):  # a link to a parent directory is followed once at most
-            seen.add(real)
-            pending.append(path)
-        elif os.fsdecode(os.path.splitext(entry.name)[1]).lower() in EXTENSIONS:
-          yield path
+  """Yields paths of images relative to `root`, as bytes."""
+  for path in walk(root, recurse):
+    if os.fsdecode(os.path.splitext(path)[1]).lower() in EXTENSIONS:
+      yield path

@@ -18,8 +18,8 @@ from d2v_jax.nn.positions import ConvPositions
 class WaveformEncoder(nn.Module):
   """Strided convolutions, each with layer norm and GELU, and a projection: waveforms [B, samples] -> [B, T, D].
 
-  `layers` holds (channels, kernel, stride); no convolution pads, so a frame sees the samples it covers and no others. `start`
-  is 'kaiming', or 'filterbank': the first layer starts as band-pass filters, those above it as averages over time.
+  `layers` holds (channels, kernel, stride); no convolution pads, so a frame sees the samples it covers and no others.
+  `start` is 'kaiming', or 'filterbank': the first layer starts as band-pass filters, those above it as averages over time.
   """
 
   layers: tuple[tuple[int, int, int], ...]

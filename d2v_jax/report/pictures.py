@@ -170,6 +170,12 @@ _CURVES = (
     ('eval/linear_probe/untrained', 'linear probe, untrained', RED, '--'),
     ('eval/linear_probe/pixels', 'linear probe, raw pixels', RED, ':'),
   ),
+  (
+    'errors by greedy decoding',
+    ('zero',),
+    ('eval/wer', 'of words', BLUE, '-'),
+    ('eval/cer', 'of characters', RED, '-'),
+  ),
   ('examples per second', ('zero',), ('train/examples_per_second', 'examples/s', BLUE, '-')),
 )
 

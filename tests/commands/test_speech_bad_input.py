@@ -68,6 +68,11 @@ def one_line_with(lines, *parts):
     assert str(part) in found[0]
 
 
+def says(text, *parts):
+  for part in parts:
+    assert str(part) in text, f'{part!r} is not in: {text}'
+
+
 def test_pretraining_on_an_untidy_folder(recordings, tmp_path):
   done = tiny.run('main', *tiny.speech_arguments('pretrain', f'folder:{recordings}', tmp_path / 'run'))
   counts, warnings = trained(done, tmp_path / 'run')
@@ -76,13 +81,6 @@ def test_pretraining_on_an_untidy_folder(recordings, tmp_path):
   one_line_with(warnings, recordings / 'nan.wav', 'unreadable, skipped', 'not finite')
   one_line_with(warnings, recordings / 'nothing.wav', 'unreadable: 2 of 53 clips', 'empty file')
   one_line_with(warnings, recordings / 'no_samples.wav', 'too_short: 2 of 53 clips', '0 samples', '0.5 s are needed')
-
-
-def test_more_unreadable_clips_than_allowed(recordings, tmp_path):
-  arguments = tiny.speech_arguments('pretrain', f'folder:{recordings}', tmp_path / 'run', '--config.data.max_unreadable=0')
-  text = tiny.message(tiny.run('main', *arguments), 2)
-  for part in ('config.data.source: 1 examples', 'config.data.max_unreadable=0', recordings / 'nan.wav', 'not finite'):
-    assert str(part) in text
 
 
 def test_fine_tuning_on_untidy_transcripts(tmp_path):
@@ -112,16 +110,17 @@ def test_fine_tuning_on_untidy_transcripts(tmp_path):
 
 
 def test_a_manifest_with_a_wrong_frame_count(tmp_path):
+  """Such a clip is unreadable; with more of them than are allowed the run stops."""
   lines = [str(tmp_path / 'clips')]
   for number in range(5):
     clip(tmp_path / 'clips' / f'{number}.wav', 0.6 + 0.5 * (number > 2))
     frames = soundfile.info(tmp_path / 'clips' / f'{number}.wav').frames
     lines.append(f'{number}.wav\t{frames + 1 if number == 1 else frames}')
   (tmp_path / 'train.tsv').write_text('\n'.join(lines) + '\n')
-  done = tiny.run('main', *tiny.speech_arguments('pretrain', f'manifest:{tmp_path}', tmp_path / 'run'))
-  counts, warnings = trained(done, tmp_path / 'run')
-  assert counts == {'unreadable': 1}
-  one_line_with(warnings, tmp_path / 'clips' / '1.wav', 'has 9600 frames at 16000 Hz', 'manifest', 'says 9601 at 16000 Hz')
+  arguments = tiny.speech_arguments('pretrain', f'manifest:{tmp_path}', tmp_path / 'run', '--config.data.max_unreadable=0')
+  text = tiny.message(tiny.run('main', *arguments), 2)
+  says(text, 'config.data.source: 1 examples could not be read', 'config.data.max_unreadable=0 are allowed')
+  says(text, tmp_path / 'clips' / '1.wav', 'has 9600 frames at 16000 Hz', 'manifest', 'says 9601 at 16000 Hz')
 
 
 # --- refused before anything is trained
@@ -136,11 +135,6 @@ def refusal(task, source, workdir, **fields):
     train_and_evaluate(config, workdir)
   assert '\n' not in str(caught.value) and not workdir.exists()
   return str(caught.value)
-
-
-def says(text, *parts):
-  for part in parts:
-    assert str(part) in text, f'{part!r} is not in: {text}'
 
 
 @pytest.fixture

@@ -135,6 +135,8 @@ def test_times_of_frames(speech_model):
     (np.zeros((2, 29), np.float32), None, ('lengths: found [29, 29]', 'from 30')),
     (np.zeros((2, 800), np.float32), [800], ('lengths: found [800]', 'each of the 2 clips')),
     (np.zeros((2, 800), np.float32), [800, 801], ('lengths: found [800, 801]', 'to 800')),
+    (np.zeros((2, 800), np.float32), [400.5, 800], ('lengths: found [400.5, 800.0]', 'whole number')),
+    (np.zeros((2, 800), np.float32), [[800], [800]], ('lengths: found [[800], [800]]',)),
     (np.zeros((2, 800), np.float32), [29, 800], ('lengths: found [29, 800]', 'from 30 (a frame)')),
   ],
 )
