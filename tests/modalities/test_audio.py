@@ -22,7 +22,7 @@ def test_frames_of_the_released_layers():
 
 
 def test_every_frame_covers_its_samples_and_no_others():
-  encoder = WaveformEncoder(LAYERS, 8)
+  encoder = WaveformEncoder(LAYERS, 8, 'kaiming')
   field, step = receptive_field(LAYERS)
   assert (field, step) == (30, 20)
   for samples in (49, 130):
