@@ -4,7 +4,7 @@ Runs the real train step on random input and prints what it measured, then one J
 (median, fastest, slowest), examples per second, of speech also its seconds per second, model FLOP/s and, where the device is
 known, MFU; peak memory; compile time; and the input pipeline alone. Speech is timed in batches of the longest bucket. The
 pipeline reads `config.data.source` where that can be opened; else files made on the spot: JPEG of 400 x 500 pixels, or FLAC
-of 15 s. Compare two programs as ratios of runs in turns on one machine (`benchmarks/compare.py`).
+as long as the longest bucket. Compare two programs as ratios of runs in turns on one machine (`benchmarks/compare.py`).
 """
 
 import io
@@ -93,8 +93,11 @@ def time_pipeline(config, seconds: float) -> dict:
     source, origin = open_source(config, 'train'), config.data.source
   except InputError as error:
     logging.info('The pipeline is timed on generated files, since: %s', error)
-    made = {'image': (_Photographs, 'JPEG files, 400 x 500 pixels'), 'audio': (_Recordings, 'FLAC files, 15 s')}
-    source, origin = made[config.modality][0](), f'generated {made[config.modality][1]}'
+    if config.modality == 'image':
+      source, origin = _Photographs(), 'generated JPEG files, 400 x 500 pixels'
+    else:
+      seconds_each = config.data.bucket_seconds[-1]
+      source, origin = _Recordings(seconds_each), f'generated FLAC files, {seconds_each:g} s'
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   config.data.workers = min(config.data.workers, cores)
   with TrainLoader(config, source, 0) as loader:
@@ -142,22 +145,22 @@ class _Photographs:
 
 
 class _Recordings:
-  """A source of 16 different FLAC files, 15 s of noise with the spectrum and about the bytes of speech."""
+  """A source of 16 different FLAC files, noise with the spectrum and about the bytes of speech."""
 
   classes = ()
 
-  def __init__(self):
+  def __init__(self, seconds: float):
     import numpy as np
     import soundfile
 
     rng = np.random.default_rng(0)
     self._files = []
     for _ in range(16):
-      noise = np.convolve(rng.normal(size=15 * 16_000), np.hanning(16), 'same')
+      noise = np.convolve(rng.normal(size=round(seconds * 16_000)), np.hanning(16), 'same')
       file = io.BytesIO()
       soundfile.write(file, 0.05 * noise / noise.std(), 16_000, format='flac')
       self._files.append(file.getvalue())
-    self.lengths = np.full(100_000, 15 * 16_000)
+    self.lengths = np.full(100_000, round(seconds * 16_000))
     self.texts = ['THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG'] * len(self.lengths)
 
   def __len__(self):

@@ -79,11 +79,10 @@ def _backward(rate, site, saved, gradient):
   value_gradient = jnp.einsum('rhqk,rhqd->rhkd', drop(weights), (wide / total).astype(query.dtype))
   mean = (wide * out.astype(jnp.float32)).sum(-1, keepdims=True)
   weights_gradient = drop(jnp.einsum('rhqd,rhkd->rhqk', gradient, value, preferred_element_type=jnp.float32))
-  wide = weights.astype(jnp.float32) / total * (weights_gradient - mean)
-  logits_gradient = wide.astype(query.dtype)
+  logits_gradient = (weights.astype(jnp.float32) / total * (weights_gradient - mean)).astype(query.dtype)
   query_gradient = jnp.einsum('rhqk,rhkd->rhqd', logits_gradient, key)
   key_gradient = jnp.einsum('rhqk,rhqd->rhkd', logits_gradient, query)
-  slopes_gradient = None if slopes is None else -(wide * distances[:, None]).sum((0, 2, 3))
+  slopes_gradient = None if slopes is None else -(logits_gradient.astype(jnp.float32) * distances[:, None]).sum((0, 2, 3))
   return query_gradient, key_gradient, value_gradient, slopes_gradient, None, None, None
 
 

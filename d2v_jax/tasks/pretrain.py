@@ -10,6 +10,7 @@ import numpy as np
 
 from d2v_jax.data.loader import eval_batches
 from d2v_jax.data.sources import open_source
+from d2v_jax.errors import InputError
 from d2v_jax.evaluate.features import FeatureEvaluator
 from d2v_jax.methods.data2vec2 import Data2vec2
 from d2v_jax.modalities import Encoded
@@ -41,6 +42,11 @@ class Pretrain:
     self._source = train_source
     self.objective = self.objective_of(config)
     self._evaluator = None
+    if config.eval_every and config.modality == 'audio':
+      raise InputError(
+        'config.eval_every: speech has no labels to judge pretraining by; set config.eval_every=0, and score a fine-tuning '
+        '(configs/finetune/ctc_*.py)'
+      )
     if config.eval_every:
       test_source = open_source(config, 'test')
       self._evaluator = FeatureEvaluator(config, self._features, train_source, test_source, self._untrained)

@@ -86,7 +86,6 @@ IMAGES = {
   'data2vec2.ema_end_decay': (0.99999, 0.99999, 0.99995, 1.0),
   'data2vec2.ema_anneal_steps': (100_000, 150_000, 150_000, 300_000),
   'data2vec2.teacher_scope': 'all',
-  'data2vec2.local_gradient': 1.0,
   'decoder.dim': (768, 1024, 1024, 1024),
   'decoder.layers': (6, 3, 3, 3),
   'decoder.kernel': (3, 5, 5, 5),
@@ -119,6 +118,7 @@ SPEECH = {
   'learning_rate': (7.5e-4, 4e-4),
   'data.bucket_seconds': (2.0, 4.0, 7.5, 10.0, 12.0, 15.0, 20.0),  # from the shortest clip used to the longest crop
   'model.conv_layers': CONV_LAYERS,
+  'model.conv_init': 'kaiming',
   'model.conv_positions.layers': 5,
   'model.conv_positions.kernel': 95 // 5,
   'model.conv_positions.groups': 16,
@@ -165,6 +165,7 @@ SPEECH = {
 # The size of the network is that of the weights it starts from.
 ARCHITECTURE = {
   *('embed_dim', 'prenet_depth', 'depth', 'num_heads', 'mlp_ratio', 'norm_eps', 'extra_tokens', 'init_std', 'conv_layers'),
+  'conv_init',
   *('alibi', 'alibi_scale', 'alibi_learned', 'alibi_per_head', 'alibi_per_layer'),
 }
 # The hours for base models, then for large ones.
@@ -193,7 +194,7 @@ CTC = {
   'ctc.channel_mask': (0.25, 0.25, 0.5, 0.5, 0.1, 0.25, 0.25, 0.25, 0.5, 0.25),
   'ctc.channel_mask_length': 64,
   'ctc.head_dropout': 0.0,
-  'eval.language_model_weight': 2.0,
+  'eval.language_model_weight': 0.87,  # 2 on base-10 logarithms
   'eval.word_score': -1.0,
   'optimizer.beta1': 0.9,
   'optimizer.beta2': 0.98,
@@ -276,7 +277,10 @@ def test_every_config_file_is_valid(name):
 def test_the_released_recipes_are_there():
   names = {name.partition(':')[0] for names in RECIPES.values() for name in names}
   assert names <= set(FILES)
-  assert {name for name in FILES if name.startswith('finetune/')} - names == {'finetune/ctc_tiny'}
+  assert {name for name in FILES if name.startswith('finetune/')} - names == {
+    'finetune/ctc_tiny',
+    'finetune/quickstart_speech',
+  }
 
 
 @pytest.mark.parametrize(('kind', 'name'), [(kind, name) for kind, names in RECIPES.items() for name in names])
