@@ -98,7 +98,9 @@ def _parse_flags():
 
 def _unknown_field(error) -> str:
   text = str(error).replace('\\', '')
-  found = re.search(r'Key "([\w.]+)"', text) or re.match(r"""["']*(\w+)["']""", text)
+  found = re.search(r'Key "([\w.]+)"', text)
+  if found is None and any(argument.startswith('--config.') for argument in sys.argv[1:]):
+    found = re.match(r"""["']*(\w+)["']""", text)
   if found is None:
     return _config_problem(error)
   found = found.group(1)

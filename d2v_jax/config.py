@@ -250,6 +250,7 @@ def _ctc(config):
   config.eval = ConfigDict(
     {
       'max_test': 0,  # test examples used; 0: all
+      'batch_size': 8,  # clips of the longest bucket that are encoded at once; of shorter ones more
       'beam_width': 0,  # of the beam search that is scored beside greedy decoding; 0: none
       'language_model': '',  # an n-gram model in ARPA format for the beam search
       'language_model_weight': 0.87,  # on natural logarithms; the reference's 2 is on base-10 ones
@@ -361,6 +362,8 @@ def validate(config: ConfigDict) -> None:
     _check_speech(config)
   if config.task == 'pretrain':
     _check_pretraining(config)
+  if config.task == 'ctc':
+    _check_ctc(config)
 
 
 def _check_length(config):
@@ -407,6 +410,11 @@ def _check_speech(config):
     raise InputError(
       f'config.model.conv_positions.groups: {positions.groups} does not divide embed_dim {config.model.embed_dim}'
     )
+
+
+def _check_ctc(config):
+  if config.eval.language_model and not config.eval.beam_width:
+    raise InputError('config.eval.language_model: only a beam search uses it; set config.eval.beam_width=50 too')
 
 
 def _check_pretraining(config):

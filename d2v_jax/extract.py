@@ -66,7 +66,7 @@ def _of_speech(model, source, mean):
   from d2v_jax.report.progress import reported
 
   field, _ = receptive_field(model.config.model.conv_layers)
-  parts, _ = usable(split_long(open_files(source), _PART_SECONDS), field, None, None)
+  parts = usable(split_long(open_files(source), _PART_SECONDS), field, None, None)
   by_file = {}  # recording -> features and times of its parts
   for index in reported(range(len(parts)), len(parts), 'clips'):
     try:

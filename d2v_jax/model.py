@@ -33,7 +33,8 @@ class Model:
   def __init__(self, params: dict, config: ConfigDict):
     self.config = config
     # In float32 whatever the run used: features are computed once and kept.
-    config = ConfigDict({**config, 'dtype': 'float32', 'remat': False})
+    config = config.copy_and_resolve_references()
+    config.update(dtype='float32', remat=False)
     if config.modality == 'audio':
       config.model.conv_positions.see_padding = False
     self._encoder = build_encoder(config)

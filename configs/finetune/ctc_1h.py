@@ -1,10 +1,10 @@
 """Fine-tuning for speech recognition on 1 hour of transcribed speech: the released recipes for base and large models.
 
   python -m d2v_jax.main --config=configs/finetune/ctc_1h.py --workdir=runs/ctc_1h --config.init_from=runs/audio_base \
-    --config.data.source=librispeech:PATH
+    --config.data.source=manifest:FOLDER
 
-For a large model: --config=configs/finetune/ctc_1h.py:large. The network is that of the weights it starts from.
-Scores of a full run: not measured here.
+FOLDER holds train.tsv and valid.tsv with their transcripts. The network is that of the weights it starts from; for a large
+model: --config=configs/finetune/ctc_1h.py:large. Scores of a full run: not measured here.
 """
 
 from d2v_jax.config import default_config
@@ -12,7 +12,7 @@ from d2v_jax.config import default_config
 
 def get_config(size='base'):
   config = default_config('audio', 'ctc')
-  config.data.source = 'librispeech:'
+  config.data.source = 'manifest:'
   config.total_steps = 13_000
   config.batch_size = 40  # of 40 s: 1600 s
   config.learning_rate = {'base': 5e-5, 'large': 3e-4}[size]

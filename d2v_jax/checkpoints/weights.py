@@ -33,17 +33,20 @@ def read(path) -> tuple[dict, dict | None, ConfigDict]:
 def with_architecture(config: ConfigDict, workdir, checkpoint=None) -> ConfigDict:
   """The config of a fine-tuning with the network of the weights it starts from; other configs as they are.
 
-  One fine-tuning recipe so serves models of every size. What the workdir says comes first, then `checkpoint`, then
-  config.init_from.
+  One fine-tuning recipe so serves models of every size. An explicit `checkpoint` comes first, then what the
+  workdir says, then config.init_from.
   """
   if config.task == 'pretrain':
     return config
-  if (saved := Path(workdir) / 'config.json').exists():
+  saved = Path(workdir) / 'config.json'
+  if not checkpoint and saved.exists():
+    origin = saved
     try:
       model = json.loads(saved.read_text())['model']
     except (ValueError, KeyError, TypeError):
       return config  # opening the workdir says what is wrong with it
   elif path := checkpoint or config.init_from:
+    origin = path
     _, _, found = read(path)
     if found.modality != config.modality:
       raise InputError(f'{path}: is a model of {found.modality}, config.modality is {config.modality}; give another')
@@ -53,6 +56,7 @@ def with_architecture(config: ConfigDict, workdir, checkpoint=None) -> ConfigDic
   config = config.copy_and_resolve_references()
   architecture = {name: value for name, value in model.items() if name in config.model and name not in _TRAINING_FIELDS}
   config.model.update(_tuples(architecture))
+  logging.info('The network is that of %s', origin)
   return config
 
 

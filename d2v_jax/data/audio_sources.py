@@ -151,7 +151,7 @@ def split_long(source: AudioSource, seconds: float) -> AudioSource:
 
 def usable(
   source: AudioSource, shortest: int, longest: int | None, check_text: Callable[[str], object] | None
-) -> tuple[AudioSource, dict[str, int]]:
+) -> AudioSource:
   """Leaves out what cannot be used, with one warning for each reason.
 
   Args:
@@ -159,8 +159,8 @@ def usable(
     check_text: raises ValueError for a transcript that cannot be learned from; None: transcripts do not matter.
 
   Returns:
-    The rest, and reason -> number of clips left out: 'unreadable', 'too_short', 'too_long', 'no_transcript',
-    'empty_transcript', 'bad_transcript'. The same is in its `dropped`.
+    The rest; its `dropped` has reason -> number of clips left out: 'unreadable', 'too_short', 'too_long', 'no_transcript',
+    'empty_transcript', 'bad_transcript'.
 
   Raises:
     InputError: nothing is left.
@@ -198,7 +198,7 @@ def usable(
     raise InputError(f'config.data.source: none of {len(source)} clips can be used: {"; ".join(examples)}')
   for example in examples:
     logging.warning('left out, %s', example)
-  return dataclasses.replace(source.take(keep), dropped=dropped), dropped
+  return dataclasses.replace(source.take(keep), dropped=dropped)
 
 
 def open_librispeech(place: str, split: str) -> AudioSource:

@@ -87,6 +87,8 @@ def speech_buckets(config, source) -> list[Bucket]:
     members = np.flatnonzero(which == bucket)
     if len(members):
       shape = (size,) if crops else (size, -(-int(letters[members].max()) // 16) * 16)
+      # The last one has nobody to give to.
+      count = max(min(count, len(members) * _MOST_REPEATS // unit * unit), unit)
       buckets.append(Bucket(members, count, shape))
   return buckets
 

@@ -42,7 +42,7 @@ def open_source(config, split: str):
     raise InputError(f'config.data.holdout: {holdout} is not in [0, 1)')
   source = _open(config, 'train' if holdout else split)
   if config.modality == 'audio':
-    source = _usable_speech(config, source)
+    source = _usable_speech(config, source, 'train' if holdout else split)
   if not holdout:
     return source
   held_out = _held_out(source, holdout)
@@ -67,16 +67,15 @@ def _held_out(source, fraction: float) -> np.ndarray:
   return held_out
 
 
-def _usable_speech(config, source):
-  """Cuts long recordings and leaves out what the task cannot use."""
+def _usable_speech(config, source, split):
+  """Cuts long recordings and leaves out what the task cannot use; in a test nothing is too long."""
   sizes = [round(seconds * SAMPLE_RATE) for seconds in config.data.bucket_seconds]
   if config.data.split_seconds:
     source = audio_sources.split_long(source, config.data.split_seconds)
   if config.task == 'ctc':
-    source, _ = audio_sources.usable(source, receptive_field(config.model.conv_layers)[0], sizes[-1], letters.encode)
-  else:
-    source, _ = audio_sources.usable(source, sizes[0], None, None)
-  return source
+    shortest, longest = receptive_field(config.model.conv_layers)[0], None if split == 'test' else sizes[-1]
+    return audio_sources.usable(source, shortest, longest, letters.encode)
+  return audio_sources.usable(source, sizes[0], None, None)
 
 
 def _take(source, indices: np.ndarray):

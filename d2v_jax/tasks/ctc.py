@@ -57,6 +57,7 @@ class Transcription:
     found = sorted(hypotheses[''])
     references = [letters.normalise(source.texts[index]) for index in found]
     scores = {'eval/utterances': len(found), 'eval/unreadable': len(indices) - len(found)}
+    scores |= {f'eval/dropped/{reason}': count for reason, count in source.dropped.items()}
     for name in decoders:
       texts = [hypotheses[name][index] for index in found]
       if found:
@@ -94,8 +95,9 @@ class Transcription:
 
   def _log_probs(self, params, source, indices):
     """Yields (index, log-probabilities float32 [frames, V]) of the utterances that can be read, in any order."""
-    batches = eval_batches(self._config, source, indices, self._config.batch_size)
-    for batch in reported(batches, max(len(indices) // self._config.batch_size, 1), 'evaluation, batches'):
+    rows = self._config.eval.batch_size
+    batches = eval_batches(self._config, source, indices, rows)
+    for batch in reported(batches, max(len(indices) // rows, 1), 'evaluation, batches'):
       inputs = {name: batch[name] for name in ('audio', 'length')}
       log_probs = np.asarray(self._forward(params, inputs))
       padding = np.asarray(self.objective.modality.padding(inputs, log_probs.shape[1]))

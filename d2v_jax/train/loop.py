@@ -179,7 +179,7 @@ class Run:
     if self.config.eval_every:
       self.evaluate()
     if self.config.pictures:
-      self.task.report(self.state, self.workdir)
+      self.task.report(self.whole_state(), self.workdir)
     self.writer.result({'steps': self.total_steps, **extra})
     logging.info('Done: %s', self.workdir / 'result.json')
 
@@ -212,12 +212,20 @@ class Run:
       return
     jax.block_until_ready(self.state)
     with self.progress.pause():
-      metrics = self.task.evaluate(self.state, self.workdir)
+      metrics = self.task.evaluate(self.whole_state(), self.workdir)
       self.writer.write(self.step, metrics)
       self.evaluated_step = self.step
       logging.info('Evaluation at step %d:\n%s', self.step, format_scores(metrics))
       if self.config.pictures and self.step < self.total_steps:
-        self.task.report(self.state, self.workdir)
+        self.task.report(self.whole_state(), self.workdir)
+
+  def whole_state(self) -> TrainState:
+    """The state with parameters and teacher whole on every device: a task looks at what comes of them on every process."""
+    if self.mesh.shape['fsdp'] == 1:
+      return self.state
+    gather = jax.jit(lambda trees: trees, out_shardings=meshes.replicated(self.mesh))
+    params, teacher = gather((self.state.params, self.state.teacher))
+    return self.state.replace(params=params, teacher=teacher)
 
   def close(self) -> None:
     """Closes what is open, whatever happened."""

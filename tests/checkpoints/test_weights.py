@@ -112,13 +112,14 @@ def test_fine_tuning_takes_the_network_of_its_weights_and_nothing_else(speech, t
 
 
 def test_where_the_network_of_a_fine_tuning_comes_from(speech, tmp_path):
-  """The workdir knows best, then --checkpoint, then config.init_from; without any it is the config's own."""
+  """--checkpoint, then the workdir, then config.init_from; without any it is the config's own."""
   place, _, _ = speech
   assert weights.with_architecture(fine_tuning(), tmp_path / 'run') == fine_tuning()
   assert weights.with_architecture(fine_tuning('nowhere'), tmp_path / 'run', place).model.depth == 1
   own = fine_tuning('nowhere', **{'model.depth': 5})
   open_workdir(tmp_path / 'run', own)
-  assert weights.with_architecture(fine_tuning(place), tmp_path / 'run', place).model.depth == 5
+  assert weights.with_architecture(fine_tuning(place), tmp_path / 'run').model.depth == 5
+  assert weights.with_architecture(own, tmp_path / 'run', place).model.depth == 1
   pretraining = get_config()
   pretraining.init_from = str(place)
   assert weights.with_architecture(pretraining, tmp_path / 'other') is pretraining

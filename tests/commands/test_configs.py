@@ -225,7 +225,7 @@ OURS = {
   | {f'model.conv_positions.{name}' for name in ('layers', 'kernel', 'groups', 'pre_norm')}
   | {'log_every', 'eval_every', 'checkpoint_keep_every', 'data.holdout', 'data.bucket_seconds'}
   | {'schedule.warmup_steps', 'schedule.min_learning_rate', 'health.min_target_std', 'health.min_pred_std'}
-  | {'eval.beam_width', 'eval.language_model'},
+  | {'eval.beam_width', 'eval.language_model', 'eval.batch_size'},
 }
 # tokens, block centres, visible, masked; student tokens; views per update; epochs of ImageNet-1k; CLS weight as a mean
 DERIVED = {

@@ -203,9 +203,12 @@ def test_buckets_that_the_devices_cannot_share(clips, tmp_path):
 def test_language_models_that_cannot_be_read(clips, tmp_path):
   missing, damaged = tmp_path / 'missing.arpa', tmp_path / 'damaged.arpa'
   damaged.write_text('\\data\\\nngram 1=2\n\n\\1-grams:\n-1.0\tLOW\n')
-  text = refusal('ctc', f'folder:{clips}', tmp_path / 'run', **{'eval.language_model': str(missing)})
+  fields = lambda path: {'eval.language_model': str(path), 'eval.beam_width': 5}
+  text = refusal('ctc', f'folder:{clips}', tmp_path / 'run', **fields(missing))
   says(text, missing, 'No such file', 'ARPA')
-  text = refusal('ctc', f'folder:{clips}', tmp_path / 'run', **{'eval.language_model': str(damaged)})
+  text = refusal('ctc', f'folder:{clips}', tmp_path / 'run', **fields(missing) | {'eval.beam_width': 0})
+  says(text, 'config.eval.language_model', 'config.eval.beam_width=50')
+  text = refusal('ctc', f'folder:{clips}', tmp_path / 'run', **fields(damaged))
   says(text, f'{damaged} line 5', '\\end\\', 'complete language model')
 
 
