@@ -35,6 +35,7 @@ class TrainLoader:
     source: what to read from; see `sources`.
     start_step: step of the first batch.
     share: (index, count): this process is one of `count` that each load an equal part of every batch; None: as in JAX.
+    plan: which examples make up each batch, where the caller has it already (`order.plan_batches`).
 
   Attributes:
     unreadable: name -> reason of the examples that could not be read so far.
@@ -44,14 +45,14 @@ class TrainLoader:
     RunError: a worker process died.
   """
 
-  def __init__(self, config, source, start_step: int, share: tuple[int, int] | None = None):
+  def __init__(self, config, source, start_step: int, share: tuple[int, int] | None = None, plan=None):
     self.unreadable = {}
     self._source = source
     self._max_unreadable = config.data.max_unreadable
     self._step = start_step
     share = share or _share_of_this_process()
     self._alone = share[1] == 1
-    plan = plan_batches(config, source)
+    plan = plan or plan_batches(config, source)
     for bucket in plan.buckets:
       _rows_of(share, bucket.rows)
     load = _TrainBatch(config, source, plan, share)

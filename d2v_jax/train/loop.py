@@ -42,7 +42,8 @@ def train_and_evaluate(config, workdir) -> TrainState:
   source = open_source(config, 'train')
   if len(source) < 1:
     raise InputError(f'config.data.source: {config.data.source} holds no training examples')
-  total_steps = resolve_steps(config, plan_batches(config, source))
+  plan = plan_batches(config, source)
+  total_steps = resolve_steps(config, plan)
   task = TASKS[config.task](config, source)
   start = starting_weights(task.objective, config, mesh, workdir)  # before the workdir belongs to this config
   workdir = open_workdir(workdir, config)
@@ -56,7 +57,7 @@ def train_and_evaluate(config, workdir) -> TrainState:
     run = Run(config, workdir, mesh, task, total_steps, manager, state, resumed)
     stack.callback(run.close)
     try:
-      with TrainLoader(config, source, run.step) as loader:
+      with TrainLoader(config, source, run.step, plan=plan) as loader:
         run.train(loader, interruption)
         unreadable = len(loader.unreadable)
       dropped = {f'data/dropped/{reason}': count for reason, count in getattr(source, 'dropped', {}).items()}
