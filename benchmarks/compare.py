@@ -2,6 +2,7 @@
 
   python benchmarks/compare.py --model=image_base --rounds=3 --dtype=float32 --examples=4 --masks=8
   python benchmarks/compare.py --model=audio_base --rounds=3 --dtype=float32 --examples=1 --seconds=20 --masks=8
+  python benchmarks/compare.py --model=text_base --rounds=3 --dtype=float32 --examples=1 --masks=8
 
 Each round runs `benchmarks/torch_peer.py` and then `python -m d2v_jax.benchmark`, each in its own process, and reads the
 JSON object that each prints last. Prints both times of every round and their ratio, then one JSON object with the median
@@ -26,8 +27,8 @@ def last_json(command: list[str]) -> dict:
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--model', choices=['image_base', 'image_large', 'audio_base'], default='image_base')
-  parser.add_argument('--examples', type=int, default=4, help='images or clips of a batch')
+  parser.add_argument('--model', choices=['image_base', 'image_large', 'audio_base', 'text_base'], default='image_base')
+  parser.add_argument('--examples', type=int, default=4, help='images, clips or blocks of text in a batch')
   parser.add_argument('--seconds', type=float, default=20.0, help='length of the clips (audio)')
   parser.add_argument('--masks', type=int, default=8, help='masked views per example')
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')

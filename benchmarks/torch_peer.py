@@ -1,12 +1,14 @@
-"""The data2vec 2.0 train step in PyTorch, with the shapes of `configs/image_base.py`, `image_large.py` or `audio_base.py`.
+"""The data2vec 2.0 train step in PyTorch, with the shapes of `configs/image_base.py`, `image_large.py`, `audio_base.py` or
+`text_base.py`.
 
 The yardstick of `benchmarks/compare.py`: what a careful PyTorch program takes for the same work on the same machine. Random
-inputs and, for audio, masks of single frames; everything else is real: local features, positions, masked views, the student
-on visible tokens with its dropouts, the convolutional decoder, the teacher's pass and targets, the losses, backward,
-clipping, AdamW (fused) and the teacher's update.
+inputs and masks of single tokens; everything else is real: local features, positions, masked views, the student on visible
+tokens with its dropouts, the convolutional decoder, the teacher's pass and targets, the losses, backward, clipping, AdamW
+(fused) and the teacher's update.
 
   python benchmarks/torch_peer.py --model=image_base --examples=4 --masks=8 --dtype=float32 --steps=5
   python benchmarks/torch_peer.py --model=audio_base --examples=1 --seconds=20 --masks=8 --dtype=float32 --steps=3
+  python benchmarks/torch_peer.py --model=text_base --examples=1 --masks=8 --dtype=float32 --steps=3
 
 The last line is one JSON object with `step_seconds`, the median over the steps.
 """
@@ -25,18 +27,32 @@ import torch.nn.functional as F
 from torch import nn
 
 IMAGE_BASE = {
+  'modality': 'image',
   'width': 768,
   'heads': 12,
   'blocks': 12,
   'masked': 157 / 196,
   'top': 10,  # layers averaged into the targets
-  'decoder': {'width': 768, 'kernel': 3, 'layers': 6},
+  'decoder': {'width': 768, 'kernel': 3, 'layers': 6, 'groups': 16, 'residual': True, 'hidden': ()},
+  'loss_scale': 768**-0.5,
   'norm_eps': 1e-6,
   'dropout': 0.0,
   'layer_drop': 0.0,
   'adam': {'betas': (0.9, 0.95), 'weight_decay': 0.05},
   'clip_norm': 4.0,
   'ema_rate': 2e-4,
+}
+AUDIO_BASE = IMAGE_BASE | {
+  'modality': 'audio',
+  'masked': 0.5,
+  'top': 8,
+  'decoder': IMAGE_BASE['decoder'] | {'width': 384, 'kernel': 7, 'layers': 4},
+  'norm_eps': 1e-5,
+  'dropout': 0.1,  # entry, attention weights, attention output, MLP output, decoder input
+  'layer_drop': 0.05,
+  'adam': {'betas': (0.9, 0.98), 'eps': 1e-6, 'weight_decay': 0.01},
+  'clip_norm': None,
+  'ema_rate': 1e-3,
 }
 MODELS = {
   'image_base': IMAGE_BASE,
@@ -47,22 +63,24 @@ MODELS = {
     'blocks': 24,
     'masked': 147 / 196,
     'top': 18,
-    'decoder': {'width': 1024, 'kernel': 5, 'layers': 3},
+    'decoder': IMAGE_BASE['decoder'] | {'width': 1024, 'kernel': 5, 'layers': 3},
+    'loss_scale': 1024**-0.5,
   },
-  'audio_base': IMAGE_BASE
+  'audio_base': AUDIO_BASE,
+  'text_base': AUDIO_BASE
   | {
-    'masked': 0.5,
-    'top': 8,
-    'decoder': {'width': 384, 'kernel': 7, 'layers': 4},
-    'norm_eps': 1e-5,
-    'dropout': 0.1,  # entry, attention weights, attention output, MLP output, decoder input
-    'layer_drop': 0.05,
-    'adam': {'betas': (0.9, 0.98), 'eps': 1e-6, 'weight_decay': 0.01},
-    'clip_norm': None,
-    'ema_rate': 1e-3,
+    'modality': 'text',
+    'masked': 246 / 512,
+    'top': 12,
+    'decoder': {'width': 768, 'kernel': 9, 'layers': 5, 'groups': 1, 'residual': False, 'hidden': (1536,)},
+    'loss_scale': 1.0,
+    'layer_drop': 0.0,
+    'clip_norm': 1.0,
+    'ema_rate': 1e-4,
   },
 }
-PATCH, GRID, GROUPS = 16, 14, 16
+PATCH, GRID = 16, 14
+VOCABULARY, TEXT_TOKENS, PAD = 50_265, 512, 1
 SAMPLE_RATE, MASK_NOISE = 16_000, 0.01
 WAVE_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)  # channels, kernel, stride
 
@@ -109,8 +127,10 @@ class Block(nn.Module):
     if query.device.type != 'cpu' or not rate:
       return F.scaled_dot_product_attention(query, key, value, bias, rate)
     # CPU has no fused kernel with dropout or with a bias that is trained; this is faster than what SDPA falls back to.
-    query, key, value, bias = (x.flatten(0, 1) for x in (query * query.shape[-1] ** -0.5, key, value, bias))
-    weights = torch.baddbmm(bias, query, key.transpose(1, 2)).softmax(-1)
+    query, key, value = (x.flatten(0, 1) for x in (query * query.shape[-1] ** -0.5, key, value))
+    key = key.transpose(1, 2)
+    logits = torch.bmm(query, key) if bias is None else torch.baddbmm(bias.flatten(0, 1), query, key)
+    weights = logits.softmax(-1)
     return torch.bmm(dropout(weights, rate), value).unflatten(0, (-1, self.heads))
 
   def forward(self, x, bias=None):
@@ -125,14 +145,14 @@ class Block(nn.Module):
 
 
 class Convolutions(nn.Module):
-  """Grouped convolutions over a grid of tokens, each with channel norm and GELU; residuals where asked and widths agree."""
+  """Convolutions over a grid of tokens, each with channel norm and GELU; residuals where asked and widths agree."""
 
-  def __init__(self, rank: int, widths: list[int], kernel: int, residual: bool):
+  def __init__(self, rank: int, widths: list[int], kernel: int, groups: int, residual: bool):
     super().__init__()
     self.residual = residual
     convolution = (nn.Conv1d, nn.Conv2d)[rank - 1]
     self.layers = nn.ModuleList(
-      convolution(before, after, kernel, padding=kernel // 2, groups=GROUPS) for before, after in itertools.pairwise(widths)
+      convolution(before, after, kernel, padding=kernel // 2, groups=groups) for before, after in itertools.pairwise(widths)
     )
 
   def forward(self, x):
@@ -162,17 +182,27 @@ class WaveLayer(nn.Module):
     return F.gelu(self.norm(x))
 
 
-class Transformer(nn.Module):
-  """Entry norm, dropout and blocks; returns the output and the output of each block's MLP."""
+class Entry(nn.Module):
+  """Norm and dropout at the entry of the blocks."""
 
   def __init__(self, options: dict):
     super().__init__()
-    self.rate, self.layer_drop = options['dropout'], options['layer_drop']
+    self.rate = options['dropout']
     self.norm = nn.LayerNorm(options['width'], eps=options['norm_eps'])
+
+  def forward(self, x):
+    return dropout(self.norm(x), self.rate if self.training else 0.0)
+
+
+class Transformer(nn.Module):
+  """Blocks; returns the output and the output of each block's MLP."""
+
+  def __init__(self, options: dict):
+    super().__init__()
+    self.layer_drop = options['layer_drop']
     self.blocks = nn.ModuleList(Block(options) for _ in range(options['blocks']))
 
   def forward(self, x, bias=None):
-    x = dropout(self.norm(x), self.rate if self.training else 0.0)
     mlp_outputs = []
     for block in self.blocks:
       if self.training and self.layer_drop and random.random() < self.layer_drop:
@@ -185,7 +215,7 @@ class Transformer(nn.Module):
 class ImageEncoder(nn.Module):
   """Patches, positions, CLS token, blocks."""
 
-  grid_rank, extra_tokens = 2, 1
+  grid_rank, extra_tokens, teacher_has_local = 2, 1, True
 
   def __init__(self, options: dict):
     super().__init__()
@@ -193,6 +223,7 @@ class ImageEncoder(nn.Module):
     self.local = nn.Linear(PATCH * PATCH * 3, width)
     self.register_buffer('positions', sine_cosine_positions(width))
     self.cls = nn.Parameter(torch.randn(1, 1, width))
+    self.entry = Entry(options)
     self.transformer = Transformer(options)
 
   def local_features(self, images):
@@ -205,13 +236,13 @@ class ImageEncoder(nn.Module):
     x = x + self.positions
     if visible is not None:
       x = take(x, visible).flatten(0, 1)
-    return self.transformer(torch.cat([self.cls.expand(len(x), -1, -1), x], 1))
+    return self.transformer(self.entry(torch.cat([self.cls.expand(len(x), -1, -1), x], 1)))
 
 
 class AudioEncoder(nn.Module):
   """Convolutions on the waveform, convolutional positions, blocks with ALiBi and a learned scale per head."""
 
-  grid_rank, extra_tokens = 1, 0
+  grid_rank, extra_tokens, teacher_has_local = 1, 0, False
 
   def __init__(self, options: dict):
     super().__init__()
@@ -222,9 +253,10 @@ class AudioEncoder(nn.Module):
       nn.LayerNorm(before[-1]),
       nn.Linear(before[-1], width),
     )
-    self.positions = Convolutions(1, [width] * 6, 19, residual=False)
+    self.positions = Convolutions(1, [width] * 6, 19, groups=16, residual=False)
     self.register_buffer('slopes', alibi_slopes(options['heads']))
     self.alibi_scale = nn.Parameter(torch.ones_like(self.slopes))
+    self.entry = Entry(options)
     self.transformer = Transformer(options)
 
   def local_features(self, waves):
@@ -242,7 +274,33 @@ class AudioEncoder(nn.Module):
       positions = self.positions((x[:, None] * kept[..., None]).flatten(0, 1))
       x = take(x, visible).flatten(0, 1) + take(positions, places[:, None])[:, 0]
     distances = (places[:, None, :, None] - places[:, None, None, :]).abs()
-    return self.transformer(x, distances * (-self.slopes * self.alibi_scale.clamp(min=0)))
+    return self.transformer(self.entry(x), distances * (-self.slopes * self.alibi_scale.clamp(min=0)))
+
+
+class TextEncoder(nn.Module):
+  """Embeddings of tokens and positions, blocks. The entry comes before the views, which share its dropout."""
+
+  grid_rank, extra_tokens, teacher_has_local = 1, 0, False
+
+  def __init__(self, options: dict):
+    super().__init__()
+    width = options['width']
+    tokens = nn.Embedding(VOCABULARY, width, PAD)
+    positions = nn.Embedding(TEXT_TOKENS + PAD + 1, width, PAD)
+    self.local = nn.ModuleDict({'tokens': tokens, 'positions': positions, 'entry': Entry(options)})
+    self.transformer = Transformer(options)
+
+  def local_features(self, tokens):
+    """[B, T] ids, none of them padding, to [B, T, width]."""
+    positions = torch.arange(PAD + 1, PAD + 1 + tokens.shape[1], device=tokens.device)
+    return self.local['entry'](self.local['tokens'](tokens) + self.local['positions'](positions))
+
+  def forward(self, x, visible=None):
+    """As `ImageEncoder.forward`."""
+    return self.transformer(x if visible is None else take(x, visible).flatten(0, 1))
+
+
+ENCODERS = {'image': ImageEncoder, 'audio': AudioEncoder, 'text': TextEncoder}
 
 
 def take(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -253,23 +311,25 @@ def take(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 class Data2vec2(nn.Module):
   """Student and decoder; `forward` is the loss, given the teacher."""
 
-  def __init__(self, encoder: ImageEncoder | AudioEncoder, options: dict):
+  def __init__(self, encoder: nn.Module, options: dict):
     super().__init__()
     self.options, self.encoder = options, encoder
     width, decoder = options['width'], options['decoder']
-    self.decoder = Convolutions(
-      encoder.grid_rank, [width] + [decoder['width']] * decoder['layers'], decoder['kernel'], residual=True
-    )
-    self.projection = nn.Linear(decoder['width'], width)
+    widths = [width] + [decoder['width']] * decoder['layers']
+    self.decoder = Convolutions(encoder.grid_rank, widths, decoder['kernel'], decoder['groups'], decoder['residual'])
+    first, *others = itertools.pairwise((decoder['width'], *decoder['hidden'], width))
+    self.projection = nn.Sequential(nn.Linear(*first))
+    for pair in others:
+      self.projection.extend([nn.GELU(), nn.Linear(*pair)])
 
-  def forward(self, teacher: ImageEncoder | AudioEncoder, inputs: torch.Tensor, masks: int) -> torch.Tensor:
+  def forward(self, teacher: nn.Module, inputs: torch.Tensor, masks: int) -> torch.Tensor:
     features = self.encoder.local_features(inputs)
     rows, tokens, width = features.shape
     extra, masked_count = self.encoder.extra_tokens, int(self.options['masked'] * tokens)
     order = torch.rand(rows, masks, tokens, device=features.device).argsort(-1)
     visible, masked = order.split([tokens - masked_count, masked_count], -1)
     with torch.no_grad():
-      # The teacher of images has patches of its own; that of audio has the front end of the student.
+      # The teacher of images has patches of its own; those of audio and text have the front end of the student.
       _, layers = teacher(teacher.local_features(inputs) if teacher.local else features.detach())
       normalised = [F.instance_norm(layer[:, extra:].float().transpose(1, 2)) for layer in layers[-self.options['top'] :]]
       targets = (sum(normalised) / len(normalised)).transpose(1, 2)
@@ -289,13 +349,13 @@ class Data2vec2(nn.Module):
     if extra:
       cls_error = output[:, 0].view(rows, masks, width).float() - targets.mean(1)[:, None]
       loss = loss + 0.01 * cls_error.square().sum()
-    return loss / math.sqrt(width)
+    return loss * self.options['loss_scale']
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--model', choices=MODELS, default='image_base')
-  parser.add_argument('--examples', type=int, default=4, help='images or clips of a batch')
+  parser.add_argument('--examples', type=int, default=4, help='images, clips or blocks of text in a batch')
   parser.add_argument('--seconds', type=float, default=20.0, help='length of the clips (audio)')
   parser.add_argument('--masks', type=int, default=8, help='masked views per example')
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32', help='bfloat16 is autocast')
@@ -309,24 +369,28 @@ def main():
   random.seed(0)
   torch.backends.cudnn.benchmark = True
   torch.set_float32_matmul_precision('high')
-  options, audio = MODELS[arguments.model], arguments.model.startswith('audio')
-  model = Data2vec2((AudioEncoder if audio else ImageEncoder)(options), options).to(device)
-  if device.type == 'cuda' and not audio:
+  options = MODELS[arguments.model]
+  modality = options['modality']
+  model = Data2vec2(ENCODERS[modality](options), options).to(device)
+  if device.type == 'cuda' and modality == 'image':
     model.decoder.to(memory_format=torch.channels_last)
   teacher = copy.deepcopy(model.encoder).requires_grad_(False).eval()
-  if audio:
+  if not teacher.teacher_has_local:
     teacher.local = None
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, **options['adam'])
   teacher_weights = list(teacher.parameters())
   student_weights = [model.encoder.get_parameter(name) for name, _ in teacher.named_parameters()]
-  if arguments.compile and audio:  # in parts, as layer drop makes the whole another program at each step
+  if arguments.compile and options['layer_drop']:  # in parts, as layer drop makes the whole another program at each step
     for part in (*model.modules(), *teacher.modules()):
       if isinstance(part, Block | Convolutions | WaveLayer):
         part.compile()
   elif arguments.compile:
     model.compile()
-  shape = (int(arguments.seconds * SAMPLE_RATE),) if audio else (GRID * PATCH, GRID * PATCH, 3)
-  inputs = torch.randn(arguments.examples, *shape, device=device)
+  if modality == 'text':
+    inputs = torch.randint(PAD + 1, VOCABULARY, (arguments.examples, TEXT_TOKENS), device=device)
+  else:
+    shape = (int(arguments.seconds * SAMPLE_RATE),) if modality == 'audio' else (GRID * PATCH, GRID * PATCH, 3)
+    inputs = torch.randn(arguments.examples, *shape, device=device)
 
   def step():
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.dtype == 'bfloat16'):
@@ -352,7 +416,7 @@ def main():
     'step_seconds': median,
     'step_seconds_min': min(seconds),
     'examples_per_second': arguments.examples / median,
-    **({'audio_seconds_per_second': arguments.examples * arguments.seconds / median} if audio else {}),
+    **({'audio_seconds_per_second': arguments.examples * arguments.seconds / median} if modality == 'audio' else {}),
     'loss_first': losses[0],
     'loss_last': losses[-1],
     'parameters': sum(weight.numel() for weight in model.parameters()),

@@ -1,10 +1,11 @@
 """`python -m d2v_jax.benchmark --config=configs/NAME.py [--steps=N]`: how fast this machine trains the config.
 
 Runs the real train step on random input and prints what it measured, then one JSON object on the last line: step time
-(median, fastest, slowest), examples per second, of speech also its seconds per second, model FLOP/s and, where the device is
-known, MFU; peak memory; compile time; and the input pipeline alone. Speech is timed in batches of the longest bucket. The
-pipeline reads `config.data.source` where that can be opened; else files made on the spot: JPEG of 400 x 500 pixels, or FLAC
-as long as the longest bucket. Compare two programs as ratios of runs in turns on one machine (`benchmarks/compare.py`).
+(median, fastest, slowest), examples per second, of speech also its seconds per second and of text tokens per second; model
+FLOP/s and, where the device is known, MFU; peak memory; compile time; and the input pipeline alone. Speech and tables of
+text are timed in batches of the longest bucket. The pipeline reads `config.data.source` where that can be opened; else what
+is made on the spot: JPEG of 400 x 500 pixels, FLAC as long as the longest bucket, or tokens. Compare two programs as ratios
+of runs in turns on one machine (`benchmarks/compare.py`).
 """
 
 import io
@@ -58,13 +59,15 @@ def time_steps(config, steps: int) -> dict:
   seconds = seconds[2:]
   median = statistics.median(seconds)
   flops = config.batch_size * sum(objective.flops_per_example(example).values())
+  per_second = config.batch_size * example[0] / median  # of samples or tokens, where examples are sequences
   peaks = [peak_flops(device) for device in mesh.devices.flat]
   return {
     'step_seconds': median,
     'step_seconds_min': min(seconds),
     'step_seconds_max': max(seconds),
     'examples_per_second': config.batch_size / median,
-    **({'audio_seconds_per_second': config.batch_size * example[0] / SAMPLE_RATE / median} if len(example) == 1 else {}),
+    **({'audio_seconds_per_second': per_second / SAMPLE_RATE} if config.modality == 'audio' else {}),
+    **({'tokens_per_second': per_second} if config.modality == 'text' else {}),
     'model_flops_per_step': flops,
     'model_flops_per_second': flops / median,
     'mfu': None if None in peaks else flops / median / sum(peaks),
@@ -95,6 +98,8 @@ def time_pipeline(config, seconds: float) -> dict:
     logging.info('The pipeline is timed on generated files, since: %s', error)
     if config.modality == 'image':
       source, origin = _Photographs(), 'generated JPEG files, 400 x 500 pixels'
+    elif config.modality == 'text':
+      source, origin = _Tokens(config), 'generated tokens'
     else:
       seconds_each = config.data.bucket_seconds[-1]
       source, origin = _Recordings(seconds_each), f'generated FLAC files, {seconds_each:g} s'
@@ -173,6 +178,28 @@ class _Recordings:
 
   def name(self, index: int) -> str:
     return f'recording {index}'
+
+
+class _Tokens:
+  """A source of random tokens, as long as the longest batch."""
+
+  classes = ()
+
+  def __init__(self, config):
+    import numpy as np
+
+    longest = config.data.block_tokens if config.task == 'pretrain' else max(config.data.bucket_tokens)
+    self._tokens = np.random.default_rng(0).integers(4, config.model.vocab_size, longest, np.int32)
+    self.lengths = np.full(100_000, longest)
+
+  def __len__(self):
+    return len(self.lengths)
+
+  def read(self, index: int) -> dict:
+    return {'tokens': self._tokens, 'label': 0}
+
+  def name(self, index: int) -> str:
+    return f'text {index}'
 
 
 def main() -> None:

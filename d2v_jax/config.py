@@ -93,8 +93,8 @@ def default_config(modality: str = 'image', task: str = 'pretrain') -> ConfigDic
   )
   config.schedule = ConfigDict(
     {
-      'name': 'cosine',  # or 'tri_stage'
-      'warmup_steps': 50_040,  # of the cosine
+      'name': 'cosine',  # 'linear' or 'tri_stage'
+      'warmup_steps': 50_040,  # of the cosine and of the linear decay
       'min_learning_rate': 0.0,
       'phases': (0.1, 0.4, 0.5),  # of tri_stage: fractions of the run that warm up, hold and decay
       'initial_scale': 0.01,  # of tri_stage: the first and the last learning rate, as fractions of the peak
@@ -140,7 +140,8 @@ def _pretraining(config):
       'ema_decay': 0.9998,  # of the teacher, at the start
       'ema_end_decay': 0.99999,
       'ema_anneal_steps': 100_000,  # updates over which the decay goes linearly from start to end
-      'teacher_scope': 'all',  # what the teacher averages: 'all', or 'context': all but the local encoder, which is shared
+      # What the teacher averages: 'all'; 'context': all but the local encoder; 'blocks': main blocks. The rest is shared.
+      'teacher_scope': 'all',
     }
   )
   config.decoder = ConfigDict(
@@ -153,6 +154,7 @@ def _pretraining(config):
       'positions': '',  # add the fixed positions to the decoder's input: '', 'masked' or 'all'
       'projection_layers': 1,  # linear layers to the width of the targets, with GELU between them
       'projection_ratio': 2.0,  # width between those layers, over `dim`
+      'projection_init': 'fan_in',  # start of the projection: PyTorch's default, or 'normal', as the transformer's
       'input_dropout': 0.0,  # of the student's output
     }
   )
@@ -227,6 +229,71 @@ def _speech_pretraining(config):
   config.decoder.update(dim=384, layers=4, kernel=7, input_dropout=0.1)
 
 
+def _text(config):
+  config.learning_rate = 2e-4
+  # A folder with encoder.json, vocab.bpe and dict.txt; a tokenizer.json, or a folder with one; a run or checkpoint of ours.
+  # Empty: that of config.init_from; without, pretraining makes one of its corpus, of model.vocab_size entries.
+  config.data.tokenizer = ''
+  config.model.update(
+    vocab_size=50_265,  # entries of the tokenizer, special ones included
+    max_positions=512,  # tokens of the longest text, special ones included
+    **{'prenet_depth': 0, 'depth': 12, 'norm_eps': 1e-5, 'extra_tokens': 0},
+  )
+  config.model.dropout.update(attention=0.1, attention_output=0.1, mlp_output=0.1)
+  config.model.dropout.embedding = 0.1  # of the embeddings, which the teacher reads too
+  config.optimizer.update(beta2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=1.0)
+
+
+def _text_pretraining(config):
+  config.batch_size = 64
+  config.data.update(
+    block_tokens=512,  # tokens of an example: <s> and a piece of the corpus, wherever sentences end
+    lines='sentences',  # what a line of the corpus is; 'wrapped': part of a paragraph that was broken into lines
+    cache='',  # where corpora are kept that were not prepared by d2v_jax.prepare; empty: ~/.cache/d2v_jax
+  )
+  config.mask.update(ratio=0.48, adjust=0.0, block_size=1, inverse=False)
+  config.data2vec2.update(
+    **{'masks_per_example': 8, 'average_top_k': 12, 'target_norms': (), 'loss_scale': 1.0},
+    **{'cls_loss': 0.0, 'cls_loss_examples': 1, 'teacher_scope': 'blocks'},
+    **{'ema_decay': 0.9999, 'ema_end_decay': 0.99999, 'ema_anneal_steps': 100_000},
+  )
+  config.decoder.update(layers=5, kernel=9, groups=1, residual=False, projection_layers=2, projection_init='normal')
+  config.decoder.input_dropout = 0.1
+  config.schedule.warmup_steps = 4_000
+  config.health.update(min_target_std=0.1, min_pred_std=0.01)
+  config.eval = ConfigDict(
+    {
+      'batch_size': 16,  # blocks whose targets are the choices of the retrieval probe
+      'max_test': 64,  # blocks; 0: all
+      'controls': True,  # also score the untrained network
+    }
+  )
+
+
+def _sentences(config):
+  config.method = ''
+  config.batch_size = 16
+  config.learning_rate = 2e-5
+  config.data.update(
+    bucket_tokens=(32, 64, 128, 256, 512),  # lengths of the batches: a text is padded to the shortest that holds it
+    train_file='train.tsv',  # in the folder of the source
+    test_files=('dev.tsv',),  # the first gives eval/score
+    predict_file='',  # a table without labels, for which predictions.tsv is written
+    header=True,  # the first line names the columns; without, they are called 0, 1, 2, ...
+    text_columns=('sentence',),  # or two, for pairs
+    label_column='label',
+  )
+  config.sentence = ConfigDict(
+    {
+      'kind': 'classification',  # or 'regression': labels are numbers
+      'metric': 'accuracy',  # that is eval/score: 'f1', 'matthews', 'accuracy_f1' (their mean) or 'pearson_spearman'
+    }
+  )
+  config.optimizer.update(weight_decay=0.1, decay_all=True, clip_norm=0.0)
+  config.schedule.update(name='linear', warmup_steps=0)
+  config.eval = ConfigDict({'batch_size': 32, 'max_test': 0})  # texts at once; texts of each test table used, 0: all
+
+
 def _ctc(config):
   config.method = ''
   config.batch_size = 40
@@ -264,6 +331,8 @@ _SECTIONS = {
   ('image', 'pretrain'): (_pretraining, _images),
   ('audio', 'pretrain'): (_pretraining, _speech, _speech_pretraining),
   ('audio', 'ctc'): (_speech, _ctc),
+  ('text', 'pretrain'): (_pretraining, _text, _text_pretraining),
+  ('text', 'sentence'): (_text, _sentences),
 }
 
 
@@ -299,8 +368,12 @@ _CHOICES = {
   'model.positions_dtype': ('float32', 'float16'),
   'decoder.positions': ('', 'masked', 'all'),
   'model.conv_init': ('kaiming', 'filterbank'),
-  'data2vec2.teacher_scope': ('all', 'context'),
-  'schedule.name': ('cosine', 'tri_stage'),
+  'data.lines': ('sentences', 'wrapped'),
+  'data2vec2.teacher_scope': ('all', 'context', 'blocks'),
+  'decoder.projection_init': ('fan_in', 'normal'),
+  'sentence.kind': ('classification', 'regression'),
+  'sentence.metric': ('accuracy', 'f1', 'matthews', 'accuracy_f1', 'pearson_spearman'),
+  'schedule.name': ('cosine', 'linear', 'tri_stage'),
   'eval.features': ('final', 'layers', 'cls'),
   'eval.weights': ('student', 'teacher'),
 }
@@ -325,7 +398,7 @@ _AT_LEAST_ZERO = (
 _FRACTIONS = ('mask.ratio', 'data.holdout', 'data2vec2.ema_decay', 'data2vec2.ema_end_decay')
 _BELOW_ONE = ('optimizer.beta1', 'optimizer.beta2', 'model.layer_drop', 'model.prenet_layer_drop', 'decoder.input_dropout')
 _BELOW_ONE += tuple(
-  f'model.dropout.{place}' for place in ('entry', 'attention', 'attention_output', 'activation', 'mlp_output')
+  f'model.dropout.{place}' for place in ('entry', 'attention', 'attention_output', 'activation', 'mlp_output', 'embedding')
 )
 _BELOW_ONE += ('ctc.head_dropout',)
 _NUMBERS = {'data.crop_area': 2, 'data.crop_aspect': 2, 'data.mean': 3, 'data.std': 3, 'schedule.phases': 3}
@@ -360,6 +433,8 @@ def validate(config: ConfigDict) -> None:
     _check_images(config)
   if config.modality == 'audio':
     _check_speech(config)
+  if config.modality == 'text':
+    _check_text(config)
   if config.task == 'pretrain':
     _check_pretraining(config)
   if config.task == 'ctc':
@@ -412,6 +487,30 @@ def _check_speech(config):
     )
 
 
+def _check_text(config):
+  positions = config.model.max_positions
+  if positions < 8:
+    raise InputError(f'config.model.max_positions: found {positions}; allowed is at least 8')
+  if config.task == 'pretrain':
+    if not 3 <= config.data.block_tokens <= positions:
+      raise InputError(
+        f'config.data.block_tokens: found {config.data.block_tokens}; allowed is from 3 to model.max_positions {positions}'
+      )
+    return
+  buckets = config.data.bucket_tokens
+  if not buckets or sorted(set(buckets)) != list(buckets) or buckets[0] < 8:
+    raise InputError(f'config.data.bucket_tokens: found {buckets}; ascending numbers of tokens, at least 8, are needed')
+  if len(config.data.text_columns) not in (1, 2):
+    raise InputError(f'config.data.text_columns: found {config.data.text_columns}; one column, or two for pairs, are needed')
+  if not config.data.test_files and config.eval_every and not config.data.holdout:
+    raise InputError('config.data.test_files: empty; name the table to evaluate on, or set config.eval_every=0')
+  if (config.sentence.kind == 'regression') != (config.sentence.metric == 'pearson_spearman'):
+    raise InputError(
+      f'config.sentence.metric: {config.sentence.metric!r} does not score a {config.sentence.kind}; '
+      "'pearson_spearman' is for regression, all others are for classification"
+    )
+
+
 def _check_ctc(config):
   if config.eval.language_model and not config.eval.beam_width:
     raise InputError('config.eval.language_model: only a beam search uses it; set config.eval.beam_width=50 too')
@@ -426,7 +525,7 @@ def _check_pretraining(config):
       raise InputError(f'config.decoder.groups: {decoder.groups} does not divide the width {width}')
   if method.cls_loss and not model.extra_tokens:
     raise InputError('config.data2vec2.cls_loss: needs an extra token; set config.model.extra_tokens=1 or cls_loss=0.0')
-  if config.eval.features == 'cls' and not model.extra_tokens:
+  if config.eval.get('features') == 'cls' and not model.extra_tokens:
     raise InputError("config.eval.features: 'cls' needs config.model.extra_tokens=1")
 
 

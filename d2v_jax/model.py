@@ -1,4 +1,4 @@
-"""A trained model for use in other programs: `load(path)`, `Model.features`, `Model.layers`, `Model.transcribe`."""
+"""A trained model for use in other programs: `load(path)`, `Model.features`, `Model.layers`, `transcribe`, `classify`."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from d2v_jax.checkpoints import weights
 from d2v_jax.data.audio import SAMPLE_RATE, receptive_field
+from d2v_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from d2v_jax.errors import InputError
 from d2v_jax.modalities import Encoded, build_encoder
 from d2v_jax.modalities.audio import standardise
@@ -25,13 +26,20 @@ class Model:
   Speech is float [examples, samples] at 16 kHz of any loudness (it is standardised here), shorter clips padded at the end,
   with `lengths` int [examples]: the samples of each clip, where they differ. A clip's output does not depend on its padding.
 
+  Text is a list of str, or the token ids that `tokenize` makes of it, int [examples, tokens], with `lengths` likewise.
+
   Attributes:
     params: the student's parameters: {'encoder': ...} and, where there are, 'decoder' or 'head'.
     config: the config of the run that made them.
+    tokenizer: of text, None where the checkpoint has none (set it to one of `d2v_jax.data.tokenizer.read_tokenizer`).
+    labels: names of the classes of a text classifier; () of others.
   """
 
-  def __init__(self, params: dict, config: ConfigDict):
+  def __init__(self, params: dict, config: ConfigDict, assets: dict | None = None):
     self.config = config
+    assets = assets or {}
+    self.tokenizer = Tokenizer.from_text(assets['tokenizer']) if 'tokenizer' in assets else None
+    self.labels = tuple(assets.get('labels', ()))
     # In float32 whatever the run used: features are computed once and kept.
     config = config.copy_and_resolve_references()
     config.update(dtype='float32', remat=False)
@@ -43,7 +51,8 @@ class Model:
   def features(self, inputs, lengths=None) -> jax.Array:
     """Returns what the last block makes of the inputs: float32 [examples, tokens, width], without the extra tokens.
 
-    Of images the tokens are the patches row by row; of speech, frames 20 ms apart (`frame_times`), zero beyond a clip's end.
+    Of images the tokens are the patches row by row; of speech, frames 20 ms apart (`frame_times`); of text, those of
+    `tokenize`, <s> and </s> included. Beyond the end of a clip or text there are zeros.
 
     Raises:
       InputError: the inputs have another shape or type than the model takes.
@@ -55,7 +64,7 @@ class Model:
     return self._encoded(inputs, lengths)[0]
 
   def num_tokens(self, lengths) -> np.ndarray:
-    """Frames of clips of so many samples."""
+    """Frames of clips of so many samples; of text, of so many tokens, just as many."""
     grid = self._encoder.modality.grid
     return np.array([math.prod(grid((int(length),))) for length in np.ravel(lengths)], np.int32)
 
@@ -73,15 +82,67 @@ class Model:
     from d2v_jax.data import letters
     from d2v_jax.evaluate.ctc_decoding import greedy
 
-    if 'head' not in self.params:
+    if 'kernel' not in self.params.get('head', {}):
       raise InputError('transcribe: this model has no CTC head; fine-tune it with configs/finetune/ctc_*.py')
     layers, tokens = self._encoded(inputs, lengths)
     head = self.params['head']
     log_probs = np.asarray(jax.nn.log_softmax(layers[-1] @ head['kernel'] + head['bias']))
     return [letters.decode(greedy(rows[:count])) for rows, count in zip(log_probs, tokens)]
 
+  def tokenize(self, texts: list[str], seconds: list[str] | None = None) -> tuple[np.ndarray, np.ndarray, list]:
+    """Token ids of texts, or of pairs of them: <s> text </s>, or <s> text </s> </s> second </s>.
+
+    Returns:
+      Ids int32 [examples, longest], padded; lengths int32 [examples]; and for each example int64 [tokens, 2], the characters
+      [start, end) of its text that each token stands for: of specials an empty span, of the second text counted in it.
+
+    Raises:
+      InputError: the model has no tokenizer, or a text is longer than the model takes.
+    """
+    if self.tokenizer is None:
+      raise InputError(
+        'tokenize: the checkpoint has no tokenizer; set model.tokenizer (d2v_jax.data.tokenizer.read_tokenizer)'
+      )
+    rows, spans = [], []
+    for number, text in enumerate(texts):
+      ids, offsets = self._special(BOS), [np.zeros((1, 2), np.int64)]
+      for side in (text,) if seconds is None else (text, seconds[number]):
+        if len(ids) > 1:
+          ids = np.append(ids, EOS)
+          offsets.append(np.zeros((1, 2), np.int64))
+        found, where = self.tokenizer.encode_with_offsets(side)
+        ids = np.concatenate([ids, found, self._special(EOS)])
+        offsets += [where, np.full((1, 2), len(side))]
+      if len(ids) > (most := self.config.model.max_positions):
+        raise InputError(f'text {number}: has {len(ids)} tokens; this model takes at most {most}, specials included')
+      rows.append(ids)
+      spans.append(np.concatenate(offsets))
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.full((len(rows), lengths.max(initial=1)), PAD, np.int32)
+    for row, ids in enumerate(rows):
+      tokens[row, : len(ids)] = ids
+    return tokens, lengths, spans
+
+  def classify(self, texts: list[str], seconds: list[str] | None = None) -> list:
+    """Returns the likeliest label of each text, or pair of texts; of a regression its number.
+
+    Raises:
+      InputError: the model has no head for it, or as `tokenize`.
+    """
+    if 'dense' not in self.params.get('head', {}):
+      raise InputError('classify: this model has no sentence head; fine-tune it with configs/finetune/sentence.py')
+    tokens, lengths, _ = self.tokenize(texts, seconds)
+    first = self._encoded(tokens, lengths)[0][-1][:, 0]
+    head = self.params['head']
+    hidden = jnp.tanh(first @ head['dense']['kernel'] + head['dense']['bias'])
+    scores = np.asarray(hidden @ head['output']['kernel'] + head['output']['bias'])
+    return [self.labels[index] for index in scores.argmax(1)] if self.labels else scores[:, 0].tolist()
+
   def _encoded(self, inputs, lengths):
     """Outputs of all blocks without extra tokens, and the tokens of each example that are not padding."""
+    if self.config.modality == 'text':
+      inputs, lengths = self._checked_text(inputs, lengths)
+      return self._run(self.params['encoder'], inputs, lengths), lengths
     inputs = inputs if isinstance(inputs, jax.Array) else np.asarray(inputs)
     if self.config.modality == 'image':
       return self._run(self.params['encoder'], self._checked_images(inputs), None), None
@@ -98,6 +159,30 @@ class Model:
         raise InputError(f'images: found {images.dtype}; give uint8 pixels, or floats that are normalised')
       images = images.astype(np.float32)
     return images
+
+  def _checked_text(self, tokens, lengths):
+    if isinstance(tokens, (list, tuple)) and all(isinstance(text, str) for text in tokens):
+      tokens, lengths, _ = self.tokenize(tokens)
+    tokens = np.asarray(tokens)
+    model = self.config.model
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or not 0 < tokens.shape[1] <= model.max_positions:
+      raise InputError(
+        f'text: found {tokens.dtype} {list(tokens.shape)}; this model takes a list of str, or token ids [examples, tokens] '
+        f'with 1 to {model.max_positions} tokens'
+      )
+    if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= model.vocab_size:
+      raise InputError(f'text: found the token {tokens.max()}; this model knows those from 0 to {model.vocab_size - 1}')
+    lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else np.asarray(lengths)
+    whole = np.issubdtype(lengths.dtype, np.integer) and lengths.shape == (len(tokens),)
+    if not whole or lengths.max(initial=1) > tokens.shape[1] or lengths.min(initial=1) < 1:
+      raise InputError(
+        f'lengths: found {lengths.tolist()}; one whole number from 1 to {tokens.shape[1]} for each of the {len(tokens)} '
+        'texts is needed'
+      )
+    return np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, PAD).astype(np.int32), lengths.astype(np.int32)
+
+  def _special(self, token):
+    return np.array([token], np.int32)
 
   def _checked_speech(self, waves, lengths):
     if waves.ndim != 2 or not jnp.issubdtype(waves.dtype, jnp.floating):
@@ -119,7 +204,8 @@ class Model:
     modality, extra = self._encoder.modality, self._encoder.extra_tokens
     padding = None
     if lengths is not None:
-      inputs = standardise(inputs, lengths)
+      if self.config.modality == 'audio':
+        inputs = standardise(inputs, lengths)
       padding = modality.padding({'length': lengths}, math.prod(modality.grid(inputs.shape[1:])))
     encoded: Encoded = self._encoder.apply({'params': encoder_params}, modality.prepare(inputs), padding)
     layers = [layer[:, extra:] for layer in encoded.blocks]
@@ -135,4 +221,5 @@ def load(path: str | os.PathLike) -> Model:
     InputError: there is no readable checkpoint.
   """
   params, _, config = weights.read(path)
-  return Model(params, config)
+  _, assets = weights.read_meta(path) if os.path.isdir(path) else (None, {})
+  return Model(params, config, assets)

@@ -47,8 +47,8 @@ class ImportedCheckpoint:
 
   Attributes:
     params: student of pretraining, {'encoder': ..., 'decoder': ...} of float32 arrays, without 'decoder' if the file has
-      none; or a model fine-tuned with CTC, {'encoder': ..., 'head': ...}.
-    teacher: {'encoder': ...}, without 'local_encoder' where teacher and student share it; None if the file has no teacher.
+      none; or a fine-tuned model, {'encoder': ..., 'head': ...}.
+    teacher: {'encoder': ...}, without what teacher and student share; None if the file has no teacher.
     config: full config of the run that made it, as far as the file tells; `config.task` says what it is.
     student_account, teacher_account: where each tensor went.
     notes: what else the file holds or lacks, one line each.
@@ -76,7 +76,7 @@ def student_params(state: dict) -> dict:
 
 def teacher_params(state: dict) -> dict:
   """Returns our teacher parameters, {'encoder': ...}, from the dict under the reference's `_ema`; raises likewise."""
-  return _map_tensors(state, local_encoder=any('.local_encoder.' in name for name in state))[0]
+  return _map_tensors(state, _teacher_scope(state))[0]
 
 
 def import_checkpoint(path) -> ImportedCheckpoint:
@@ -88,47 +88,56 @@ def import_checkpoint(path) -> ImportedCheckpoint:
   content = torch_pickle.read(path, only=('model', 'cfg', 'args', 'task_state'))
   try:
     if not isinstance(content.get('model'), dict):
-      raise InputError('has no dict of weights under "model"; give a pretraining or CTC checkpoint of fairseq')
+      raise InputError('has no dict of weights under "model"; give a checkpoint of fairseq, of pretraining or fine-tuned')
     state = dict(content['model'])
-    teacher_state = state.pop('_ema', state.pop(CTC + '_ema', None))
+    names = [prefix + '_ema' for prefix in PREFIXES.values()]
+    teacher_states = [state.pop(name) for name in names if isinstance(state.get(name), dict)]
     cfg = fairseq_config.normalise(content)
     cfg['model.supported_modality'] = _modality(state)
     config, notes = fairseq_config.config_from(cfg)
-    notes += _settle_alibi(state, config)
-    learned = config.model.alibi_learned
-    params, account = _map_tensors(state, alibi_learned=learned)
-    if (config.task == 'ctc') != ('head' in params):
+    if config.task != _task(state):
       raise InputError(
         f'its config is of {cfg["model._name"]!r}, its tensors are of another model; give the file as written'
       )
+    notes += _settle_alibi(state, config)
+    learned = config.model.alibi_learned
+    params, account = _map_tensors(state, alibi_learned=learned)
     _check_positions(state, config)
     _check_sizes(params, config)
     if config.task == 'ctc':
       notes += _check_letters(content.get('task_state'), params['head']['bias'].size)
+    if config.modality == 'text':
+      notes += _settle_text(params, config)
     teacher, teacher_account = None, None
-    if teacher_state is not None and config.task == 'pretrain':
-      whole = config.data2vec2.teacher_scope == 'all'
-      teacher, teacher_account = _map_tensors(teacher_state, local_encoder=whole, alibi_learned=learned)
+    if teacher_states and config.task == 'pretrain':
+      scope = _teacher_scope(teacher_states[0])
+      if scope != (configured := config.data2vec2.teacher_scope):
+        raise InputError(
+          'its config and its tensors disagree: ema_encoder_only and ema_local_encoder give a teacher of the scope '
+          f'{configured!r}, "_ema" holds one of {scope!r}'
+        )
+      teacher, teacher_account = _map_tensors(teacher_states[0], scope, alibi_learned=learned)
+      _check_teacher(teacher, params, scope)
   except InputError as error:
     raise InputError(f'{path}: {error}') from error
   if config.task == 'pretrain' and 'decoder' not in params:
     notes.append('decoder: not in the file; features need none, training would start with a new one')
   if config.task == 'pretrain' and teacher is None:
     notes.append('teacher: not in the file (no "_ema")')
-  if config.task == 'ctc' and teacher_state is not None:
+  if config.task != 'pretrain' and teacher_states:
     notes.append('teacher: left over from the pretraining, not imported')
   notes.append('optimizer state, progress and task state of the file are not imported')
   return ImportedCheckpoint(params, teacher, config, account, teacher_account, notes)
 
 
-def _map_tensors(state, local_encoder=True, alibi_learned=True) -> tuple[dict, Account]:
+def _map_tensors(state, scope='all', alibi_learned=True) -> tuple[dict, Account]:
   """Returns (our parameters, the account) of a flat state dict; raises as `student_params`.
 
-  Without `local_encoder` the dict must have none: a teacher that shares the student's. An ALiBi scale that is not learned is
-  no parameter.
+  The dict must hold what the scope says, as in `config.data2vec2.teacher_scope`, and no more. An ALiBi scale that is not
+  learned is no parameter.
   """
   state = _modern_names(state)
-  layout = _layout(state, local_encoder, alibi_learned)
+  layout = _layout(state, scope, alibi_learned)
   unexpected = [name for name in state if name not in layout]
   missing = [name for name, tensor in layout.items() if tensor.ours and name not in state]
   if unexpected:
@@ -181,28 +190,68 @@ def _modality(state):
   return found[0]
 
 
-def _layout(state, local_encoder, alibi_learned):
-  """The layout of the model whose tensors these are."""
-  layout = LAYOUTS[_modality(state)]
-  if any(name.startswith(CTC) for name in state):
-    return _fine_tuned_layout(state, layout, alibi_learned)
-  if any(re.match(r'(model|w2v_encoder|classification_heads)\.', name) for name in state):
-    raise InputError('a fine-tuned model, not of CTC; only pretraining and CTC checkpoints can be read so far')
-  return layout(state, local_encoder, alibi_learned)
+def _task(state):
+  """The task of the model whose tensors these are."""
+  if any(name.startswith(PREFIXES['ctc']) for name in state):
+    return 'ctc'
+  if any(name.startswith(CLASSIFICATION_HEADS) for name in state):
+    return 'sentence'
+  if any(re.match(r'(model|w2v_encoder)\.', name) for name in state):
+    raise InputError('a fine-tuned model, neither with CTC nor on a task of sentences: only those can be read so far')
+  return 'pretrain'
 
 
-def _fine_tuned_layout(state, layout, alibi_learned):
-  """CTC: the pretrained model without its decoder, and a linear layer to the letters."""
-  pretrained = {name.removeprefix(CTC): value for name, value in state.items() if name.startswith(CTC)}
+def _layout(state, scope, alibi_learned):
+  """The layout of the model, or of the part of it that the scope says, whose tensors these are."""
+  if scope == 'blocks':
+    hidden, width = _shape(state, '0.mlp.fc1.weight', 2)
+    return _blocks(state, '', 'encoder/block', width, hidden)
+  task, layout = _task(state), LAYOUTS[_modality(state)]
+  if task == 'pretrain':
+    return layout(state, scope == 'all', alibi_learned)
+  return _fine_tuned_layout(state, task, layout, alibi_learned)
+
+
+def _teacher_scope(state):
+  """What a teacher with these tensors averages, in the words of `config.data2vec2.teacher_scope`."""
+  if any(re.match(r'\d+\.', name) for name in state):
+    return 'blocks'
+  return 'all' if any('.local_encoder.' in name for name in state) else 'context'
+
+
+def _fine_tuned_layout(state, task, layout, alibi_learned):
+  """The pretrained model without its decoder, and a head."""
+  prefix, make_head = PREFIXES[task], {'ctc': _ctc_head, 'sentence': _sentence_head}[task]
+  pretrained = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
   decoder = {name: value for name, value in pretrained.items() if '.decoder.' in name}
   encoder = {name: value for name, value in pretrained.items() if name not in decoder}
-  head = 'w2v_encoder.proj'
-  (letters,) = _shape(state, head + '.bias', 1)
   _, width = _shape(encoder, 'blocks.0.mlp.fc1.weight', 2)
   return {
-    **{CTC + name: tensor for name, tensor in layout(encoder, True, alibi_learned).items()},
-    **{CTC + name: Tensor(value.shape, {}, 'decoder of the pretraining') for name, value in decoder.items()},
-    **_linear(head, 'head', width, letters),
+    **{prefix + name: tensor for name, tensor in layout(encoder, True, alibi_learned).items()},
+    **{prefix + name: Tensor(value.shape, {}, 'decoder of the pretraining') for name, value in decoder.items()},
+    **make_head(state, width),
+  }
+
+
+def _ctc_head(state, width):
+  """A linear layer to the letters."""
+  name = 'w2v_encoder.proj'
+  (letters,) = _shape(state, name + '.bias', 1)
+  return _linear(name, 'head', width, letters)
+
+
+def _sentence_head(state, width):
+  """Two linear layers, to the classes or the one number of a task; the head may have any name."""
+  names = sorted(
+    {name.removeprefix(CLASSIFICATION_HEADS).partition('.')[0] for name in state if name.startswith(CLASSIFICATION_HEADS)}
+  )
+  if len(names) > 1:
+    raise InputError(f'several classification heads: {", ".join(names)}; only models with one can be read')
+  name = CLASSIFICATION_HEADS + names[0]
+  (outputs,) = _shape(state, name + '.out_proj.bias', 1)
+  return {
+    **_linear(name + '.dense', 'head/dense', width, width),
+    **_linear(name + '.out_proj', 'head/output', width, outputs),
   }
 
 
@@ -248,17 +297,33 @@ def _audio_layout(state, local_encoder, alibi_learned):
   return layout
 
 
-CTC = 'w2v_encoder.w2v_model.'  # in front of the names in a model fine-tuned with CTC
-LAYOUTS = {'IMAGE': _image_layout, 'AUDIO': _audio_layout}
+def _text_layout(state, local_encoder, alibi_learned):
+  prefix = 'modality_encoders.TEXT.'
+  # The embeddings have a norm of their own.
+  entry_norm = any(name.startswith(prefix + 'context_encoder.blocks.') for name in state)
+  layout, width = _common_layout(state, prefix, 1, alibi_learned, entry_norm)
+  if local_encoder:
+    for name, ours in (('embed_tokens', 'token_embedding'), ('embed_positions', 'position_embedding')):
+      table = f'{prefix}local_encoder.{name}.weight'
+      rows, _ = _shape(state, table, 2)
+      layout[table] = Tensor((rows, width), {f'encoder/local_encoder/{ours}': np.asarray})
+    layout |= _norm(prefix + 'local_encoder.layernorm_embedding', 'encoder/local_encoder/norm', width)
+  return layout
 
 
-def _common_layout(state, prefix, grid_rank, alibi_learned):
+LAYOUTS = {'IMAGE': _image_layout, 'AUDIO': _audio_layout, 'TEXT': _text_layout}
+# In front of the names of the pretrained model, by task.
+PREFIXES = {'pretrain': '', 'ctc': 'w2v_encoder.w2v_model.', 'sentence': 'model.'}
+CLASSIFICATION_HEADS = 'classification_heads.'
+
+
+def _common_layout(state, prefix, grid_rank, alibi_learned, entry_norm=True):
   """(What all modalities have, the width): blocks, norm, decoder on a grid of that rank, extra tokens, ALiBi scale."""
   hidden, width = _shape(state, 'blocks.0.mlp.fc1.weight', 2)
   layout = {
-    **_norm(prefix + 'context_encoder.norm', 'encoder/norm', width),
-    **_blocks(state, prefix + 'context_encoder.', 'encoder/prenet', width, hidden),
-    **_blocks(state, '', 'encoder/block', width, hidden),
+    **(_norm(prefix + 'context_encoder.norm', 'encoder/norm', width) if entry_norm else {}),
+    **_blocks(state, prefix + 'context_encoder.blocks.', 'encoder/prenet', width, hidden),
+    **_blocks(state, 'blocks.', 'encoder/block', width, hidden),
     **_decoder(state, prefix + 'decoder.', width, grid_rank),
   }
   if (extra := prefix + 'extra_tokens') in state:
@@ -313,8 +378,8 @@ def _linear(name, ours, size_in, size_out):
 def _blocks(state, prefix, ours, width, hidden):
   """Transformer blocks. The fused projection holds the rows of query, then key, then value, each head after head."""
   layout = {}
-  for i in range(_count(state, prefix + 'blocks.')):
-    name, path = f'{prefix}blocks.{i}', f'{ours}_{i}'
+  for i in range(_count(state, prefix)):
+    name, path = f'{prefix}{i}', f'{ours}_{i}'
     parts = [(part, slice(j * width, (j + 1) * width)) for j, part in enumerate(('query', 'key', 'value'))]
     layout |= {
       f'{name}.attn.qkv.weight': Tensor(
@@ -381,6 +446,18 @@ def _settle_alibi(state, config):
   return ['its ALiBi scales were learned before, not in this run (learned_alibi_scale is False): ours would go on']
 
 
+def _settle_text(params, config):
+  """Makes the config say what of a text model only the tensors tell; returns notes on what the file lacks."""
+  config.model.vocab_size = len(params['encoder']['local_encoder']['token_embedding'])
+  notes = ['tokenizer: not in the file; give config.data.tokenizer the folder of its encoder.json, vocab.bpe and dict.txt']
+  if config.task == 'sentence':
+    if (outputs := params['head']['output']['bias'].size) == 1:
+      config.sentence.update(kind='regression', metric='pearson_spearman')
+    else:
+      notes.append(f'labels: not in the file; its {outputs} outputs are in the order of its dictionary of labels')
+  return notes
+
+
 def _check_positions(state, config):
   """Sees that the config gives the table of fixed positions that is in the file, if one is, rounding included."""
   for name, value in _modern_names(state).items():
@@ -396,7 +473,7 @@ def _check_positions(state, config):
 def _check_sizes(params, config):
   """Refuses a file whose tensors and config disagree."""
   encoder, model = params['encoder'], config.model
-  local, width = encoder['local_encoder'], len(encoder['norm']['bias'])
+  local, width = encoder['local_encoder'], encoder['block_0']['norm1']['bias'].size
   counted = lambda layers, name: sum(layer.startswith(name + '_') for layer in layers)
   scales = (
     model.prenet_depth + model.depth if model.alibi_per_layer else 1,
@@ -430,6 +507,8 @@ def _check_sizes(params, config):
       'conv_pos_groups': (ours.groups, width // kernel.shape[1]),
       'conv_pos_pre_ln': (ours.pre_norm, 'norm' in positions),
     }
+  if config.modality == 'text':
+    sizes['max_source_positions'] = (model.max_positions, len(local['position_embedding']) - 2)  # rows 0 and 1 are no places
   if 'decoder' in params:
     decoder, ours = params['decoder'], config.decoder
     kernel = decoder['conv_0']['kernel']
@@ -445,6 +524,24 @@ def _check_sizes(params, config):
   for name, (configured, found) in sizes.items():
     if configured != found:
       raise InputError(f'its config and its tensors disagree: {name} gives {configured}, the tensors say {found}')
+
+
+def _check_teacher(teacher, params, scope):
+  """Refuses a teacher that is no average of this student."""
+  averaged = {
+    'all': lambda name: True,
+    'context': lambda name: name != 'local_encoder',
+    'blocks': lambda name: name.startswith('block_'),
+  }[scope]
+  shapes = lambda tree: {name: leaf.shape for name, leaf in fairseq_config.flatten(tree).items()}
+  expected = shapes({name: tree for name, tree in params['encoder'].items() if averaged(name)})
+  found = shapes(teacher['encoder'])
+  if differing := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+    name = differing[0]
+    raise InputError(
+      f'its student and its teacher ("_ema") disagree: encoder.{name} is {expected.get(name, "missing")} in the one, '
+      f'{found.get(name, "missing")} in the other; fetch or copy the checkpoint again'
+    )
 
 
 def _check_letters(task_state, outputs):

@@ -1,7 +1,8 @@
 """The one door to Orbax: saving and restoring train states, and weights alone.
 
 A checkpoint is a directory named after its step with the items `params`, `teacher`, `optimizer` (its state and the step) and
-`meta` (JSON: the config, the name, shape and dtype of every array, and a fingerprint of all bits). Orbax writes it under a
+`meta` (JSON: the config, what else the weights mean nothing without, as a tokenizer, the name, shape and dtype of every
+array, and a fingerprint of all bits). Orbax writes it under a
 temporary name and renames it when it is complete, so what has a step's name is whole unless something damaged it later; the
 fingerprint tells that.
 """
@@ -29,10 +30,19 @@ KEEP_LATEST = 2
 class CheckpointManager:
   """The checkpoints of one run, in `workdir/checkpoints`. All processes call every method."""
 
-  def __init__(self, workdir: str | os.PathLike, config: ConfigDict, keep_every: int = 0):
-    """Opens the directory; leftovers of interrupted saves are removed. `keep_every`: steps that are kept for good."""
+  def __init__(
+    self, workdir: str | os.PathLike, config: ConfigDict, keep_every: int = 0, assets: dict[str, object] | None = None
+  ):
+    """Opens the directory; leftovers of interrupted saves are removed.
+
+    Args:
+      workdir: of the run.
+      config: of the run, saved with every checkpoint.
+      keep_every: steps that are kept for good.
+      assets: what else is saved with every checkpoint: name -> JSON value.
+    """
     self.directory = _absolute(workdir) / 'checkpoints'
-    self._config = config
+    self._config, self._assets = config, assets or {}
     self._manager = _orbax_manager(self.directory, KEEP_LATEST, keep_every or None)
 
   def steps(self) -> list[int]:
@@ -48,7 +58,7 @@ class CheckpointManager:
     step = int(state.step)
     try:
       if step not in self.steps():
-        self._manager.save(step, args=_save_args(_items(state), self._config))
+        self._manager.save(step, args=_save_args(_items(state), self._config, self._assets))
       if wait:
         self._manager.wait_until_finished()
     except Exception as error:
@@ -128,7 +138,9 @@ class CheckpointManager:
     return f'{problem}; {newest}. Make room or fix the path, then run again'
 
 
-def save_weights(directory: str | os.PathLike, params: dict, teacher: dict | None, config: ConfigDict) -> None:
+def save_weights(
+  directory: str | os.PathLike, params: dict, teacher: dict | None, config: ConfigDict, assets: dict | None = None
+) -> None:
   """Writes weights without optimiser state to an empty or new `directory`, as step 0 of a checkpoint directory.
 
   Raises:
@@ -141,7 +153,7 @@ def save_weights(directory: str | os.PathLike, params: dict, teacher: dict | Non
   try:
     with _orbax_manager(directory, 1, None) as manager:
       items = {'params': params} | ({'teacher': teacher} if teacher else {})
-      manager.save(0, args=_save_args(jax.tree.map(jnp.asarray, items), config))
+      manager.save(0, args=_save_args(jax.tree.map(jnp.asarray, items), config, assets or {}))
       manager.wait_until_finished()
   except Exception as error:
     raise RunError(f'{directory}: cannot write the weights ({_first_line(error)})') from error
@@ -155,12 +167,8 @@ def load_weights(path: str | os.PathLike) -> tuple[dict, dict | None, ConfigDict
   Raises:
     InputError: there is no checkpoint, or it is damaged.
   """
-  step_directory = find_checkpoint(path)
-  if step_directory is None:
-    raise InputError(f'{path}: is no checkpoint of ours: expected a workdir, a checkpoints folder or one step of it')
+  step_directory, meta = _find_meta(path)
   try:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-      meta = checkpointer.restore(step_directory / 'meta')
     shapes = _undescribe(meta['arrays'])
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       items = {
@@ -173,6 +181,24 @@ def load_weights(path: str | os.PathLike) -> tuple[dict, dict | None, ConfigDict
     raise InputError(f'{step_directory}: damaged checkpoint ({_first_line(error)}); use another step or a copy') from error
   items = jax.tree.map(np.asarray, items)
   return items['params'], items.get('teacher'), ConfigDict(meta['config'])
+
+
+def load_meta(path: str | os.PathLike) -> tuple[ConfigDict, dict[str, object]]:
+  """Reads the config and the assets of a checkpoint of ours, without its arrays; raises as `load_weights`."""
+  _, meta = _find_meta(path)
+  return ConfigDict(meta['config']), meta.get('assets', {})
+
+
+def _find_meta(path):
+  """The newest step directory at a path, and its meta."""
+  step_directory = find_checkpoint(path)
+  if step_directory is None:
+    raise InputError(f'{path}: is no checkpoint of ours: expected a workdir, a checkpoints folder or one step of it')
+  try:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+      return step_directory, checkpointer.restore(step_directory / 'meta')
+  except Exception as error:
+    raise InputError(f'{step_directory}: damaged checkpoint ({_first_line(error)}); use another step or a copy') from error
 
 
 def find_checkpoint(path: str | os.PathLike) -> Path | None:
@@ -211,9 +237,10 @@ def _items(state):
   }
 
 
-def _save_args(items, config):
+def _save_args(items, config, assets):
   meta = {
     'config': json.loads(config.to_json_best_effort()),
+    'assets': assets,
     'arrays': _describe(items),
     'fingerprint': {name: int(value) for name, value in _fingerprints(items).items()},
   }

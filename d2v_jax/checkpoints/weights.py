@@ -8,6 +8,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from d2v_jax.checkpoints import fairseq, manager
+from d2v_jax.data import tokenizer
+from d2v_jax.data.tokenizer import Tokenizer
 from d2v_jax.errors import InputError
 from d2v_jax.methods.teacher import copy
 
@@ -30,6 +32,50 @@ def read(path) -> tuple[dict, dict | None, ConfigDict]:
   return manager.load_weights(path)
 
 
+def read_meta(path) -> tuple[ConfigDict, dict[str, object]]:
+  """Reads the config and the assets ('tokenizer', 'labels') that belong to weights; raises as `read`."""
+  if Path(path).is_dir():
+    return manager.load_meta(path)
+  return read(path)[2], {}
+
+
+def read_tokenizer(path) -> Tokenizer:
+  """Reads the tokenizer that lies at a path (`data.tokenizer`), or that of a checkpoint of ours.
+
+  Raises:
+    InputError: there is none.
+  """
+  if manager.find_checkpoint(path) is None:
+    return tokenizer.read_tokenizer(path)
+  _, assets = manager.load_meta(path)
+  if 'tokenizer' not in assets:
+    raise InputError(f'{path}: is a checkpoint without tokenizer; give one with config.data.tokenizer')
+  return Tokenizer.from_text(assets['tokenizer'])
+
+
+def tokenizer_of(config: ConfigDict) -> Tokenizer | None:
+  """The tokenizer that a text config asks for: config.data.tokenizer, or that of config.init_from; None without either.
+
+  Raises:
+    InputError: it cannot be read, or the two are different.
+  """
+  wanted, origin = config.data.tokenizer, config.init_from
+  found = read_tokenizer(wanted) if wanted else None
+  if not origin or not Path(origin).exists():  # a run that goes on needs no init_from any more
+    return found
+  if Path(origin).is_file():
+    if found is None:
+      raise InputError(f'config.data.tokenizer: missing; {origin} has none, give the one it was trained with')
+    return found
+  trained_with = read_tokenizer(origin)
+  if found is not None and found.fingerprint != trained_with.fingerprint:
+    raise InputError(
+      f'config.data.tokenizer: {wanted} is another tokenizer than that of config.init_from {origin}, whose embeddings would '
+      'mean nothing; leave it out'
+    )
+  return trained_with
+
+
 def with_architecture(config: ConfigDict, workdir, checkpoint=None) -> ConfigDict:
   """The config of a fine-tuning with the network of the weights it starts from; other configs as they are.
 
@@ -47,7 +93,7 @@ def with_architecture(config: ConfigDict, workdir, checkpoint=None) -> ConfigDic
       return config  # opening the workdir says what is wrong with it
   elif path := checkpoint or config.init_from:
     origin = path
-    _, _, found = read(path)
+    found, _ = read_meta(path)
     if found.modality != config.modality:
       raise InputError(f'{path}: is a model of {found.modality}, config.modality is {config.modality}; give another')
     model = found.model.to_dict()
@@ -106,6 +152,11 @@ def _check(path, found, expected):
   found, expected = shapes(found), shapes(expected)
   for name in sorted(found.keys() | expected.keys()):
     if found.get(name) != expected.get(name):
+      if name in found and name.endswith('/token_embedding'):
+        raise InputError(
+          f'{path}: its vocabulary has {found[name][0]} entries, config.model.vocab_size is {expected[name][0]}; embeddings '
+          'of another vocabulary mean nothing here: use the tokenizer it was trained with'
+        )
       raise InputError(
         f'{path}: {name} is {found.get(name, "missing")} there, {expected.get(name, "not used")} in this config; '
         'use the model settings of the checkpoint'

@@ -10,6 +10,7 @@ import numpy as np
 from d2v_jax.data.audio import standardise
 from d2v_jax.data.images import eval_image, train_image
 from d2v_jax.data.letters import encode
+from d2v_jax.data.tokenizer import PAD
 
 
 class ImageReader:
@@ -71,7 +72,35 @@ class SpeechReader:
     return row
 
 
-READERS = {'image': ImageReader, 'audio': SpeechReader}
+class TextReader:
+  """'tokens' int32 [tokens], padded with PAD.
+
+  Sentence tasks add 'length' int32, the tokens that are not padding, and 'label', int32 (-1: none) or, of a regression,
+  float32 (nan: none).
+  """
+
+  def __init__(self, config):
+    self._labelled = config.task == 'sentence'
+    self._no_label = np.float32(np.nan) if self._labelled and config.sentence.kind == 'regression' else np.int32(-1)
+
+  def empty(self, rows: int, shape: tuple, training: bool) -> dict[str, np.ndarray]:
+    del training
+    batch = {'tokens': np.full((rows, *shape), PAD, np.int32)}
+    if self._labelled:
+      batch |= {'length': np.zeros(rows, np.int32), 'label': np.full(rows, self._no_label)}
+    return batch
+
+  def train(self, example: dict, shape: tuple, rng: np.random.Generator) -> dict:
+    del rng
+    return self.evaluate(example, shape)
+
+  def evaluate(self, example: dict, shape: tuple) -> dict:
+    tokens = example['tokens']
+    row = {'tokens': np.pad(tokens, (0, shape[0] - len(tokens)), constant_values=PAD)}
+    return row | {'length': len(tokens), 'label': example['label']} if self._labelled else row
+
+
+READERS = {'image': ImageReader, 'audio': SpeechReader, 'text': TextReader}
 
 
 def random_batch(config, example: tuple[int, ...], rows: int) -> dict:
@@ -80,6 +109,12 @@ def random_batch(config, example: tuple[int, ...], rows: int) -> dict:
   valid = {'valid': np.ones(rows, bool)}
   if config.modality == 'image':
     return {'image': rng.integers(0, 256, (rows, *example), np.uint8), **valid}
+  if config.modality == 'text':
+    batch = {'tokens': rng.integers(PAD + 1, config.model.vocab_size, (rows, *example), np.int32), **valid}
+    if config.task == 'sentence':
+      labels = np.zeros(rows, np.float32 if config.sentence.kind == 'regression' else np.int32)
+      batch |= {'length': np.full(rows, example[0], np.int32), 'label': labels}
+    return batch
   batch = {'audio': rng.normal(size=(rows, *example)).astype(np.float32), **valid}
   if config.task == 'ctc':  # 15 letters a second are normal speech
     letters = rng.integers(4, 32, (rows, max(example[0] // 1100, 1)), np.int32)

@@ -25,7 +25,8 @@ class Bucket:
   Attributes:
     members: int64 [n], indices into the source.
     rows: of the global batch.
-    shape: of one example, as the reader of examples wants it: () for images; (samples,) or (samples, letters) for speech.
+    shape: of one example, as the reader of examples wants it: () for images; (samples,) or (samples, letters) for speech;
+      (tokens,) for text.
   """
 
   members: np.ndarray
@@ -62,9 +63,16 @@ class Plan:
 
 def plan_batches(config, source) -> Plan:
   """The plan of a training run."""
-  if config.modality == 'image':
-    return Plan(config.seed, [Bucket(np.arange(len(source)), config.batch_size)])
-  return Plan(config.seed, speech_buckets(config, source))
+  if config.modality == 'audio':
+    return Plan(config.seed, speech_buckets(config, source))
+  if config.task == 'sentence':
+    return Plan(config.seed, sentence_buckets(config, source.lengths))
+  return Plan(config.seed, [Bucket(np.arange(len(source)), config.batch_size, _shape(config))])
+
+
+def _shape(config) -> tuple[int, ...]:
+  """Of examples that all have the same, as `Bucket.shape`."""
+  return (config.data.block_tokens,) if config.modality == 'text' else ()
 
 
 def speech_buckets(config, source) -> list[Bucket]:
@@ -93,13 +101,32 @@ def speech_buckets(config, source) -> list[Bucket]:
   return buckets
 
 
+def sentence_buckets(config, lengths: np.ndarray) -> list[Bucket]:
+  """Texts by length, each padded to the shortest bucket that holds it; one that is not full takes the next shorter texts."""
+  rows, sizes, order = config.batch_size, config.data.bucket_tokens, np.argsort(lengths, kind='stable')
+  buckets, end = [], len(order)
+  for below, size in reversed(list(zip((0, *sizes), sizes))):
+    start = int(np.searchsorted(lengths[order[:end]], below, side='right'))
+    if start < end:
+      start = max(min(start, end - rows), 0)
+      if start < rows:  # too few would be left for a shorter bucket
+        start = 0
+      buckets.append(Bucket(np.sort(order[start:end]), rows, (size,)))
+      end = start
+  return buckets[::-1]
+
+
 def eval_buckets(config, source, indices: np.ndarray, rows: int) -> list[Bucket]:
   """Buckets of at most `rows` rows that hold the given examples for an evaluation, each uncut.
 
   Clips longer than the longest bucket get buckets of multiples of its length.
   """
-  if config.modality == 'image':
-    return [Bucket(indices, rows)]
+  if config.task == 'sentence':
+    sizes = np.array(config.data.bucket_tokens)
+    fitting = sizes[np.searchsorted(sizes, source.lengths[indices])]
+    return [Bucket(indices[fitting == size], rows, (int(size),)) for size in np.unique(fitting)]
+  if config.modality != 'audio':
+    return [Bucket(indices, rows, _shape(config))]
   sizes = np.array([round(seconds * SAMPLE_RATE) for seconds in config.data.bucket_seconds])
   lengths = source.lengths[indices]
   fitting = np.searchsorted(sizes, lengths)

@@ -6,7 +6,8 @@ A source of images has
   `source.name(index)`   the file, or file and record, for messages;
   `source.classes`       names in label order, () without labels.
 A source of speech is an `AudioSource`: the same, with 'audio' and 'text' in place of 'image', and `lengths`, `texts` and
-`groups` of all clips. Sources can be pickled (worker processes get a copy) and hold no open files until something is read.
+`groups` of all clips. Text is read as 'tokens' int32 [n], from a corpus (`TextBlocks`) or a table (`SentenceTable`); both
+have a `tokenizer`. Sources can be pickled (worker processes get a copy) and hold no open files until something is read.
 """
 
 import difflib
@@ -14,7 +15,18 @@ import difflib
 import numpy as np
 from absl import logging
 
-from d2v_jax.data import audio_sources, image_arrays, image_folder, letters, records, spoken_sentences, tfds_source
+from d2v_jax.checkpoints import weights
+from d2v_jax.data import (
+  audio_sources,
+  image_arrays,
+  image_folder,
+  letters,
+  prepared,
+  records,
+  sentences,
+  spoken_sentences,
+  tfds_source,
+)
 from d2v_jax.data.audio import SAMPLE_RATE, receptive_field
 from d2v_jax.data.order import permute
 from d2v_jax.errors import InputError
@@ -88,6 +100,7 @@ class Subset:
   def __init__(self, source, indices: np.ndarray):
     self._source, self._indices = source, indices
     self.classes = source.classes
+    self.tokenizer = getattr(source, 'tokenizer', None)
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -99,15 +112,25 @@ class Subset:
     return self._source.name(self._indices[index])
 
 
+def _open_table(config, place, split):
+  del place
+  tokenizer = weights.tokenizer_of(config)
+  if tokenizer is None:
+    raise InputError(
+      'config.data.tokenizer: missing; give a tokenizer, or with config.init_from the model to fine-tune and its tokenizer'
+    )
+  return sentences.open_table(config, split, tokenizer)
+
+
 def _open(config, split: str):
-  kinds = _KINDS[config.modality]
+  kinds = _TABLES if config.task == 'sentence' else _KINDS[config.modality]
   kind, _, place = config.data.source.partition(':')
   if kind not in kinds:
     nearest = difflib.get_close_matches(kind, kinds, 1)
     hint = f'; did you mean {nearest[0]!r}?' if nearest else ''
     raise InputError(
       f'config.data.source: {config.data.source!r} is not KIND:PLACE with a KIND of {", ".join(kinds)}'
-      f' for {config.modality}{hint}'
+      f' for {config.task} on {config.modality}{hint}'
     )
   if not place:
     raise InputError(f'config.data.source: {config.data.source!r} names no place; write {kind}:{kinds[kind][0]}')
@@ -132,4 +155,15 @@ _KINDS = {
     'tfds': ('NAME', lambda config, place, split: tfds_source.open_tfds(place, split, config.data.tfds_dir, 'audio')),
     'sample': ('sentences', lambda config, place, split: spoken_sentences.open_sample(place, split, config.seed)),
   },
+  'text': {
+    kind: (example, lambda config, place, split: prepared.open_text(config, split))
+    for kind, example in {
+      'folder': 'DIRECTORY_OR_FILE',
+      'prepared': 'DIRECTORY',
+      'arrayrecord': 'DIRECTORY',
+      'tfds': 'NAME',
+      'sample': 'python',
+    }.items()
+  },
 }
+_TABLES = {'tsv': ('FILE_OR_DIRECTORY', _open_table)}

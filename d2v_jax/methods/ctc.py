@@ -28,7 +28,7 @@ class Ctc:
     """Random parameters, float32: {'encoder': ..., 'head': ...}."""
     encoder_key, head_key = jax.random.split(key)
     return {
-      'encoder': self.encoder.init(encoder_key, jnp.zeros((1, *self.modality.example)))['params'],
+      'encoder': self.encoder.init(encoder_key, self.modality.blank(1))['params'],
       'head': self.head.init(head_key, jnp.zeros((1, 1, self.config.model.embed_dim)))['params'],
     }
 

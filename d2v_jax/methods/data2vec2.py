@@ -91,24 +91,27 @@ class Data2vec2:
     decoder = config.decoder
     self.decoder = ConvDecoder(
       decoder.dim, decoder.layers, decoder.kernel, decoder.groups, decoder.residual, decoder.projection_layers,
-      decoder.projection_ratio,
+      decoder.projection_ratio, config.model.init_std if decoder.projection_init == 'normal' else None,
     )  # fmt: skip
 
   def init(self, key: jax.Array) -> dict:
     """Random student parameters, float32: {'encoder': ..., 'decoder': ...} (section 15)."""
     encoder_key, decoder_key = jax.random.split(key)
     grid = self.modality.grid(self.modality.example)
-    inputs = jnp.zeros((1, *self.modality.example))
     tokens = jnp.zeros((1, math.prod(grid), self.config.model.embed_dim))
     return {
-      'encoder': self.encoder.init(encoder_key, inputs)['params'],
+      'encoder': self.encoder.init(encoder_key, self.modality.blank(1))['params'],
       'decoder': self.decoder.init(decoder_key, tokens, grid)['params'],
     }
 
   def init_teacher(self, params: dict) -> dict:
     """The teacher at the start: a copy of what it averages of the student's encoder; the decoder has no teacher."""
-    shared = ('local_encoder',) if self.options.teacher_scope == 'context' else ()
-    return {'encoder': teacher.copy({name: tree for name, tree in params['encoder'].items() if name not in shared})}
+    averaged = {
+      'all': lambda name: True,
+      'context': lambda name: name != 'local_encoder',
+      'blocks': lambda name: name.startswith('block_'),
+    }[self.options.teacher_scope]
+    return {'encoder': teacher.copy({name: tree for name, tree in params['encoder'].items() if averaged(name)})}
 
   def ema_rate(self, step):
     """One minus the decay of the teacher's update after `step` optimiser updates."""
@@ -118,13 +121,13 @@ class Data2vec2:
     """The teacher after the optimiser update number `step` (1, 2, ...), which gave the student `params`."""
     return teacher.update(teacher_params, params, self.ema_rate(step))
 
-  def draw(self, keys: StepKeys, grid: tuple[int, ...]) -> Views:
-    """Draws masks, decoder noise and dropout for a batch of examples whose tokens stand on `grid`.
+  def draw(self, keys: StepKeys, grid: tuple[int, ...], views: int | None = None) -> Views:
+    """Draws masks, decoder noise and dropout for a batch of examples whose tokens stand on `grid`: M, or `views`, for each.
 
     Keys per example make the draw independent of how a batch is split over devices or micro-batches.
     """
     masks = self.modality.masks(grid)
-    views = self.options.masks_per_example
+    views = views or self.options.masks_per_example
     shape = (views, masks.num_tokens, self.config.model.embed_dim)
     std = self.options.mask_noise_std
 
@@ -154,7 +157,9 @@ class Data2vec2:
     padding = self.modality.padding(batch, math.prod(grid))
     # The scopes name the parts in profiles and in the compiled program.
     with jax.named_scope('student'):
-      local_features = apply(params, 'local_features', inputs)
+      # The embeddings are of an example, not of a view: one of its views' seeds will do.
+      seeds = None if views.randomness is None else views.randomness.seeds[:: self.options.masks_per_example]
+      local_features = apply(params, 'local_features', inputs, seeds)
       student = apply(
         params, 'contextualise', local_features, views.where, padding=padding, grid=grid, randomness=views.randomness
       )
@@ -163,7 +168,8 @@ class Data2vec2:
       predictions = self.decoder.apply({'params': params['decoder']}, decoder_input, grid)
 
     with jax.named_scope('teacher'):
-      frozen = jax.lax.stop_gradient(teacher_params)
+      # What the teacher does not average it shares with the student of the moment.
+      frozen = jax.lax.stop_gradient({'encoder': params['encoder'] | teacher_params['encoder']})
       if self.options.teacher_scope == 'all':
         features = apply(frozen, 'local_features', inputs)
       else:

@@ -1,10 +1,10 @@
 """How raw input becomes tokens, where tokens stand, which masks make sense: one file per modality."""
 
-from d2v_jax.modalities import audio, image
+from d2v_jax.modalities import audio, image, text
 from d2v_jax.modalities.encoder import Alibi, Encoded, Encoder, Modality
 from d2v_jax.nn.dropout import Rates
 
-MODALITIES = {'image': image.build, 'audio': audio.build}
+MODALITIES = {'image': image.build, 'audio': audio.build, 'text': text.build}
 
 
 def build_encoder(config) -> Encoder:

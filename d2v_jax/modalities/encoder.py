@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from d2v_jax.modalities.masking import BlockMask, Visible, take_visible
+from d2v_jax.modalities.masking import BlockMask, RandomMask, Visible, take_visible
 from d2v_jax.nn.attention import Bias
 from d2v_jax.nn.dropout import Dropout, Randomness, Rates, layer_drop
 from d2v_jax.nn.layers import LayerNorm
@@ -24,6 +24,7 @@ class Modality:
   Attributes:
     key: the entry of a batch that holds the raw input.
     example: shape of one raw example; where lengths vary, of the longest.
+    raw_dtype: of raw input.
     prepare: raw input [B, ...] -> what the local encoder reads, on the device.
     padding: batch, T -> which of the T tokens are padding, bool [B, T], or None where there is none.
     local_encoder: module that turns prepared input into local features [B, T, D].
@@ -31,6 +32,7 @@ class Modality:
     masks: grid -> how masks are drawn.
     positions: fixed positions float32 [T, D] that are added to the local features, or None.
     conv_positions: module that finds positions from the sequence itself, or None; `see_padding`: also from its padding.
+    entry_norm: a layer norm stands before the first block.
     local_flops: shape of one raw example -> FLOPs of the local encoder forward and backward (not into the raw input).
   """
 
@@ -40,11 +42,17 @@ class Modality:
   padding: Callable
   local_encoder: nn.Module
   grid: Callable
-  masks: Callable[[tuple[int, ...]], BlockMask]
+  masks: Callable[[tuple[int, ...]], BlockMask | RandomMask]
   local_flops: Callable
   positions: np.ndarray | None = None
   conv_positions: ConvPositions | None = None
   see_padding: bool = False
+  raw_dtype: jnp.dtype = jnp.float32
+  entry_norm: bool = True
+
+  def blank(self, rows: int) -> jax.Array:
+    """Prepared inputs that hold nothing, [rows, ...]: what parameters are initialised with."""
+    return self.prepare(jnp.zeros((rows, *self.example), self.raw_dtype))
 
 
 @struct.dataclass
@@ -106,7 +114,9 @@ class Encoder(nn.Module):
     self.local_encoder = self.modality.local_encoder.copy(name='local_encoder')
     if self.modality.conv_positions is not None:
       self.conv_positions = self.modality.conv_positions.copy(name='conv_positions')
-    self.norm = LayerNorm(self.norm_eps)
+    self.embedding_dropout = Dropout(self.rates.embedding)
+    if self.modality.entry_norm:
+      self.norm = LayerNorm(self.norm_eps)
     self.entry_dropout = Dropout(self.rates.entry)
     self.prenet = [make(f'prenet_{i}') for i in range(self.prenet_depth)]
     self.main = [make(f'block_{i}') for i in range(self.depth)]
@@ -123,9 +133,11 @@ class Encoder(nn.Module):
     """Encodes everything: prepared inputs [B, ...] -> `Encoded` with T tokens."""
     return self.contextualise(self.local_features(inputs), padding=padding)
 
-  def local_features(self, inputs: jax.Array) -> jax.Array:
-    """Prepared inputs [B, ...] -> local features [B, T, D], before positions."""
-    return self.local_encoder(inputs.astype(self.dtype))
+  def local_features(self, inputs: jax.Array, seeds: jax.Array | None = None) -> jax.Array:
+    """Prepared inputs [B, ...] -> local features [B, T, D], before positions; `seeds` uint32 [B] are of their dropout."""
+    if jnp.issubdtype(inputs.dtype, jnp.floating):
+      inputs = inputs.astype(self.dtype)
+    return self.embedding_dropout(self.local_encoder(inputs).astype(self.dtype), seeds)
 
   def contextualise(
     self,
@@ -168,7 +180,8 @@ class Encoder(nn.Module):
     if self.extra_tokens:
       extra = jnp.broadcast_to(self.extra.astype(features.dtype), (len(features), *self.extra.shape))
       features = jnp.concatenate([extra, features], axis=1)
-    x = self.entry_dropout(self.norm(features), seeds)
+    x = self.norm(features) if self.modality.entry_norm else features
+    x = self.entry_dropout(x, seeds)
     for layer, block in enumerate(self.prenet):
       x = layer_drop(self.prenet_layer_drop, randomness, layer, block(x, bias[layer], seeds)[0], x)
     encoded = Encoded(x, [], [])

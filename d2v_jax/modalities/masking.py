@@ -51,11 +51,7 @@ class BlockMask:
 
   def check(self) -> None:
     """Raises InputError where nothing would be visible, or nothing masked."""
-    if not 0 < self.num_visible < self.num_tokens:
-      raise InputError(
-        f'config.mask.ratio: {self.ratio} leaves {self.num_visible} of {self.num_tokens} tokens visible; '
-        'at least one must be visible and one masked'
-      )
+    _check_visible(self)
 
   def sample(self, key: jax.Array, rows: int) -> jax.Array:
     """Draws independent masks, bool [rows, num_tokens]."""
@@ -75,6 +71,44 @@ class BlockMask:
     score = marked + jax.random.uniform(fill_key, marked.shape)
     rank = jnp.argsort(jnp.argsort(-score, axis=-1), axis=-1)
     return (rank >= count) if self.inverse else (rank < count)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomMask:
+  """Tokens masked one by one, each subset of the exact count equally likely.
+
+  Attributes:
+    grid: tokens along each axis, row-major.
+    ratio: fraction of tokens masked.
+  """
+
+  grid: tuple[int, ...]
+  ratio: float
+
+  @property
+  def num_tokens(self) -> int:
+    return math.prod(self.grid)
+
+  @property
+  def num_visible(self) -> int:
+    return int(self.num_tokens * (1 - self.ratio))
+
+  def check(self) -> None:
+    """As `BlockMask.check`."""
+    _check_visible(self)
+
+  def sample(self, key: jax.Array, rows: int) -> jax.Array:
+    """Draws independent masks, bool [rows, num_tokens]."""
+    score = jax.random.uniform(key, (rows, self.num_tokens))
+    return jnp.argsort(jnp.argsort(score, axis=-1), axis=-1) >= self.num_visible
+
+
+def _check_visible(mask):
+  if not 0 < mask.num_visible < mask.num_tokens:
+    raise InputError(
+      f'config.mask.ratio: {mask.ratio} leaves {mask.num_visible} of {mask.num_tokens} tokens visible; '
+      'at least one must be visible and one masked'
+    )
 
 
 def span_mask(key: jax.Array, length, ratio: float, span: int, size: int, at_least: int = 0) -> jax.Array:

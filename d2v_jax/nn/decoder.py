@@ -28,6 +28,7 @@ class ConvDecoder(nn.Module):
   residual: bool
   projection_layers: int
   projection_ratio: float
+  projection_std: float | None = None  # the projection starts normal with this deviation, its biases 0; None: as PyTorch's
 
   @nn.compact
   def __call__(self, x, grid: tuple[int, ...]):
@@ -42,7 +43,11 @@ class ConvDecoder(nn.Module):
       y = gelu(lay_out(layer_norm(y, None, None, 1e-5), *rows_innermost))
       x = x + y if self.residual and x.shape == y.shape else y
     for i in range(self.projection_layers - 1):
-      init = fan_in_uniform(x.shape[-1])
-      x = gelu(Dense(int(self.dim * self.projection_ratio), init, init, name=f'hidden_{i}')(x))
+      x = gelu(self._linear(int(self.dim * self.projection_ratio), x, f'hidden_{i}'))
+    return self._linear(width, x, 'projection').reshape(rows, tokens, width)
+
+  def _linear(self, width, x, name):
+    if self.projection_std is not None:
+      return Dense(width, nn.initializers.normal(self.projection_std), name=name)(x)
     init = fan_in_uniform(x.shape[-1])
-    return Dense(width, init, init, name='projection')(x).reshape(rows, tokens, width)
+    return Dense(width, init, init, name=name)(x)

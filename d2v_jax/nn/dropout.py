@@ -33,6 +33,7 @@ class Randomness:
 class Rates:
   """Dropout rates by place; see `config.model.dropout`."""
 
+  embedding: float = 0.0
   entry: float = 0.0
   attention: float = 0.0
   attention_output: float = 0.0

@@ -163,9 +163,9 @@ def format_scores(metrics: dict[str, float]) -> str:
     else:
       rest.append(f'{score}={value:.4g}')
   kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
-  lines = [' ' * 14 + ''.join(f'{kind:>12}' for kind in kinds)] if kinds else []
+  lines = [' ' * 20 + ''.join(f'{kind:>12}' for kind in kinds)] if kinds else []
   for score, row in table.items():
-    lines.append(f'{score:14}' + ''.join(f'{row[kind]:12.4f}' if kind in row else ' ' * 12 for kind in kinds))
+    lines.append(f'{score:20}' + ''.join(f'{row[kind]:12.4f}' if kind in row else ' ' * 12 for kind in kinds))
   return '\n'.join(lines + ([' '.join(rest)] if rest else []))
 
 

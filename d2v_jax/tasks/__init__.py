@@ -2,5 +2,6 @@
 
 from d2v_jax.tasks.ctc import Transcription
 from d2v_jax.tasks.pretrain import Pretrain
+from d2v_jax.tasks.sentence import Sentences
 
-TASKS = {'pretrain': Pretrain, 'ctc': Transcription}
+TASKS = {'pretrain': Pretrain, 'ctc': Transcription, 'sentence': Sentences}

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -24,6 +25,8 @@ _SHOWN = 4
 
 class Transcription:
   """The task: `objective` is what the train step optimises; `evaluate` and `report` are for the loop."""
+
+  assets: ClassVar[dict] = {}  # letters are always the same
 
   def __init__(self, config, train_source):
     """Builds the objective; with config.eval_every also opens the evaluation data, so that what is missing shows at once."""

@@ -49,7 +49,8 @@ def train_and_evaluate(config, workdir) -> TrainState:
   workdir = open_workdir(workdir, config)
   with contextlib.ExitStack() as stack:
     interruption = stack.enter_context(Interruption().installed())
-    manager = stack.enter_context(contextlib.closing(CheckpointManager(workdir, config, config.checkpoint_keep_every)))
+    manager = CheckpointManager(workdir, config, config.checkpoint_keep_every, task.assets)
+    stack.enter_context(contextlib.closing(manager))
     state, resumed = initial_state(task.objective, config, mesh, manager, start)
     if int(state.step) >= total_steps and (workdir / 'result.json').exists():
       logging.info('This run is complete: %d steps; its result is in %s', state.step, workdir / 'result.json')

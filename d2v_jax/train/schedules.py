@@ -19,6 +19,13 @@ def cosine(step, peak, total_steps, warmup_steps=0, minimum=0.0, warmup_start=No
   return jnp.where(step < warmup_steps, warmup, shrink ** cycle.astype(jnp.float32) * decayed)
 
 
+def linear(step, peak, total_steps, warmup_steps=0):
+  """Linear warm-up from 0, then linear to 0 at `total_steps`."""
+  step = jnp.asarray(step, jnp.float32)
+  decayed = (total_steps - step) / max(total_steps - warmup_steps, 1)
+  return peak * jnp.where(step < warmup_steps, step / max(warmup_steps, 1), jnp.maximum(decayed, 0))
+
+
 def tri_stage(step, peak, warmup_steps, hold_steps, decay_steps, initial_scale=0.01, final_scale=0.01):
   """Linear from `initial_scale` * peak to the peak, constant, then exponential down to `final_scale` * peak, which stays."""
   step = jnp.asarray(step, jnp.float32)
@@ -34,4 +41,6 @@ def learning_rate(config, total_steps: int):
     # A little is added before the fraction is cut off, since 0.29 * 100 is 28.999999999999996.
     phases = [int(total_steps * phase + 1e-6) for phase in schedule.phases]
     return lambda step: tri_stage(step, peak, *phases, schedule.initial_scale, schedule.final_scale)
+  if schedule.name == 'linear':
+    return lambda step: linear(step, peak, total_steps, schedule.warmup_steps)
   return lambda step: cosine(step, peak, total_steps, schedule.warmup_steps, schedule.min_learning_rate)

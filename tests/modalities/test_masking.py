@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from d2v_jax.modalities.masking import BlockMask, put_back, span_mask, take_visible, visible
+from d2v_jax.errors import InputError
+from d2v_jax.modalities.masking import BlockMask, RandomMask, put_back, span_mask, take_visible, visible
 
 ROWS = 4000
 # The released geometries: grid side, ratio, adjust; centres, visible; then what section 6 tells about their masks:
@@ -108,6 +109,46 @@ def test_the_released_masks_of_speech():
     # In runs: a frame beside a masked one is masked more often than not, and not only in the middle.
     assert (hidden[:, 1:] & hidden[:, :-1]).sum() > 0.7 * hidden.sum()
     np.testing.assert_allclose(hidden[:, 5:-5].mean(0), ratio, atol=0.2)
+
+
+@functools.cache
+def random_masks(tokens, ratio):
+  """Many masks, bool [ROWS, tokens]."""
+  return np.asarray(jax.jit(RandomMask((tokens,), ratio).sample, static_argnums=1)(jax.random.key(3), ROWS))
+
+
+@pytest.mark.parametrize(('tokens', 'ratio', 'count'), [(512, 0.48, 266), (512, 0.5, 256), (100, 0.8, 19), (5, 0.4, 3)])
+def test_random_masks_leave_exactly_the_stated_count_visible(tokens, ratio, count):
+  """Those of the released recipes of text, and the floor of a float64 product: 1 - 0.8 is below 0.2."""
+  mask = RandomMask((tokens,), ratio)
+  assert (mask.num_tokens, mask.num_visible) == (tokens, count)
+  assert (random_masks(tokens, ratio).sum(1) == tokens - count).all()
+
+
+def test_random_masks_treat_all_places_alike():
+  hidden = random_masks(512, 0.48)
+  # 4,000 rows: standard deviation 0.008.
+  np.testing.assert_allclose(hidden.mean(0), 246 / 512, atol=0.035)
+  beside = (hidden[:, 1:] & hidden[:, :-1]).sum() / hidden[:, :-1].sum()
+  np.testing.assert_allclose(beside, 245 / 511, atol=0.003)  # no runs
+  # Every subset of the count is as likely as any other: ten of them, 400 expected each, standard deviation 19.
+  subsets, counts = np.unique(random_masks(5, 0.4), axis=0, return_counts=True)
+  assert len(subsets) == 10 and counts.min() > 320 and counts.max() < 480
+
+
+def test_rows_of_random_masks_are_independent():
+  hidden = random_masks(512, 0.48)
+  assert len(np.unique(hidden, axis=0)) == ROWS
+  for apart in (1, 2, 8):
+    shared = (hidden[apart:] & hidden[:-apart]).sum(1)
+    np.testing.assert_allclose(shared.mean(), 246**2 / 512, atol=0.6)
+    np.testing.assert_allclose(shared.std(), 246 * 266 / 512 / 511**0.5, rtol=0.1)  # hypergeometric
+
+
+@pytest.mark.parametrize('ratio', [0.0, 1.0, 0.99])
+def test_random_masks_that_hide_nothing_or_all_are_refused(ratio):
+  with pytest.raises(InputError, match=rf'^config\.mask\.ratio: {ratio} leaves \d+ of 24 tokens visible; at least one'):
+    RandomMask((24,), ratio).check()
 
 
 @functools.cache

@@ -32,7 +32,7 @@ class Case:
 
 
 CASES = [Case(path.parent) for path in sorted(GOLDEN_DIR.glob('*/config.json'))]
-RUNNABLE = {('data2vec2', 'image'), ('data2vec2', 'audio'), ('misc', '')}
+RUNNABLE = {('data2vec2', 'image'), ('data2vec2', 'audio'), ('data2vec2', 'text'), ('misc', '')}
 
 
 def pytest_generate_tests(metafunc):

@@ -24,6 +24,9 @@ def config_of(case, decay_all=False):
   config.batch_size = case.config['input']['batch']
   if case.modality == 'audio':
     config.data.update(rows_multiple=1, bucket_seconds=(case.config['input']['samples'] / 16_000,))
+  if case.modality == 'text':
+    config.data.block_tokens = case.config['input']['tokens']
+    config.model.vocab_size = case.config['dictionary']['size']
   config.data2vec2.cls_loss_examples = config.batch_size
   config.total_steps = options['max_update']
   config.learning_rate = options['lr']
@@ -71,7 +74,7 @@ class Run:
     if case.modality == 'image':
       self.batch['image'] = source.transpose(0, 2, 3, 1)
     else:
-      self.batch['audio'] = source
+      self.batch[self.method.modality.key] = source
       if 'padding_mask' in inputs:
         self.batch['length'] = (~inputs['padding_mask'].astype(bool)).sum(1).astype(np.int32)
     self.batch = jax.tree.map(jnp.asarray, self.batch)

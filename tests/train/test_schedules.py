@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from d2v_jax.train import schedules
-from tests.train.tiny import get_config
+from tests.train.tiny import get_config, text_config
 
 
 def base_rate(step):
@@ -62,3 +62,29 @@ def test_stages_last_as_many_steps_as_their_fraction_says_in_spite_of_rounding()
   rate = schedules.learning_rate(config, 100)
   # 0.29 * 100 is below 29 in float64.
   np.testing.assert_allclose([rate(28), rate(29), rate(30)], [28 / 29, 1, 0.1 ** (1 / 71)], rtol=1e-5)
+
+
+def test_linear_up_and_down_as_in_the_recipe_of_cola():
+  config = text_config('sentence')
+  config.learning_rate = 2e-5
+  config.schedule.warmup_steps = 320
+  assert config.schedule.name == 'linear'
+  rate = schedules.learning_rate(config, 5336)
+  found = [float(rate(step)) for step in (0, 1, 160, 319, 320, 321, 2828, 5335, 5336, 6000)]
+  rest = 5336 - 320
+  expected = [0, 1 / 320, 0.5, 319 / 320, 1, 1 - 1 / rest, 0.5, 1 / rest, 0, 0]
+  np.testing.assert_allclose(found, 2e-5 * np.array(expected), rtol=1e-4, atol=1e-12)
+
+
+def test_linear_without_warm_up_starts_at_the_peak():
+  config = text_config('sentence')
+  config.schedule.warmup_steps = 0
+  found = [float(schedules.learning_rate(config, 4)(step)) for step in range(5)]
+  np.testing.assert_allclose(found, config.learning_rate * np.array([1, 0.75, 0.5, 0.25, 0]), rtol=1e-6)
+
+
+def test_linear_with_a_warm_up_as_long_as_the_run_only_rises():
+  config = text_config('sentence')
+  config.schedule.warmup_steps = 6
+  found = [float(schedules.learning_rate(config, 6)(step)) for step in range(6)]
+  np.testing.assert_allclose(found, config.learning_rate * np.arange(6) / 6, rtol=1e-6)

@@ -71,6 +71,28 @@ def speech_config(task='pretrain'):
   return config
 
 
+def text_config(task='pretrain'):
+  """Blocks of 24 tokens, or sentences in batches of 8, 16 and 32; 300 entries; two narrow blocks; no dropout."""
+  config = default_config('text', task)
+  config.total_steps = 6
+  config.batch_size = 4
+  config.dtype = 'float32'
+  config.log_every = 1
+  config.pictures = False
+  config.data.workers = 0
+  config.model.update(vocab_size=300, max_positions=32, embed_dim=16, depth=2, num_heads=2, init_std=0.3)
+  config.model.dropout.update(dict.fromkeys(config.model.dropout, 0.0))
+  config.schedule.warmup_steps = 2
+  if task == 'pretrain':
+    config.data.update(source='folder:', block_tokens=24)
+    config.data2vec2.update(masks_per_example=2, average_top_k=2, ema_decay=0.9, ema_end_decay=0.99, ema_anneal_steps=10)
+    config.decoder.update(dim=16, layers=1, kernel=3, input_dropout=0.0)
+    config.eval.batch_size = 4
+  else:
+    config.data.update(source='tsv:', bucket_tokens=(8, 16, 32))
+  return config
+
+
 def random_params(method, seed, scale=0.3):
   """Student parameters of a method as plain random numbers: nothing to compile, and no part does next to nothing."""
   rng = np.random.default_rng(seed)
@@ -108,6 +130,38 @@ def make_speech(root, train=12, test=5):
       write_tone(path, length, 300 + 300 * (number % 4), (16_000, 8_000, 44_100)[number % 3])
       path.with_suffix('.txt').write_text(('a low tone', 'Two.', "it's high", 'up')[number % 4])
   return Path(root)
+
+
+def make_text(root, train=90, test=30):
+  """Writes a small corpus of sentences and tables of some of them. Returns ROOT.
+
+  ROOT/{train,valid}/N.txt hold so many sentences, one a line, a blank line after every tenth. ROOT/{train,dev}.tsv name
+  their columns: sentence; second, a sentence too; label, 'happy' or 'sad' as a word of the first sentence is; score, how
+  many words of the two sentences agree, from 0 to 5.
+  """
+  rng = np.random.default_rng(0)
+  root = Path(root)
+  words = (
+    ('the', 'every', 'my'),
+    ('old', 'small', 'quiet', 'green'),
+    ('dog', 'river', 'teacher', 'house', 'garden'),
+    ('loves', 'enjoys', 'fears', 'hates'),
+    ('rain', 'music', 'the sea', 'long walks', 'winter'),
+  )
+  for part, table, count in (('train', 'train.tsv', train), ('valid', 'dev.tsv', test)):
+    (root / part).mkdir(parents=True, exist_ok=True)
+    sentences = [[str(rng.choice(choices)) for choices in words] for _ in range(count)]
+    lines = [' '.join(sentence).capitalize() + '.' for sentence in sentences]
+    for number in range(2):
+      documents = [lines[first : first + 10] for first in range(number * 10, count, 20)]
+      (root / part / f'{number}.txt').write_text('\n\n'.join('\n'.join(document) for document in documents) + '\n')
+    rows = ['sentence\tsecond\tlabel\tscore']
+    for number, sentence in enumerate(sentences):
+      label = 'happy' if sentence[3] in ('loves', 'enjoys') else 'sad'
+      score = sum(one == other for one, other in zip(sentence, sentences[number - 1]))
+      rows.append(f'{lines[number]}\t{lines[number - 1]}\t{label}\t{score}')
+    (root / table).write_text('\n'.join(rows) + '\n')
+  return root
 
 
 def write_tone(path, seconds, hertz=440, rate=16_000, channels=1, **options):

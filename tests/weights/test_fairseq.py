@@ -279,7 +279,7 @@ def test_config_is_read_whole(case):
     assert fairseq.import_checkpoint(case / 'checkpoint_namespace.pt').config.learning_rate == 2e-3
 
 
-@pytest.mark.parametrize('modality', ['image', 'audio'])
+@pytest.mark.parametrize('modality', ['image', 'audio', 'text'])
 def test_every_field_of_the_reference_has_a_place(modality):
   """No field of a model's config is passed over in silence, and none is read in two ways."""
   model = json.loads((GOLDEN / f'd2v2_{modality}' / 'config.json').read_text())['model']

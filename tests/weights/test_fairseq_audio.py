@@ -260,6 +260,20 @@ def test_teacher_with_a_local_encoder_of_its_own(rewrite):
   assert_same(imported.teacher['encoder']['local_encoder'], expected, atol=2e-3)
 
 
+def test_teacher_of_the_blocks_only(rewrite):
+  def change(weights, teacher, cfg):
+    setting('model.ema_encoder_only', True)(weights, teacher, cfg)
+    for name in list(teacher):
+      value = teacher.pop(name)
+      if name.startswith('blocks.'):
+        teacher[name.removeprefix('blocks.')] = value
+
+  imported, whole = fairseq.import_checkpoint(rewrite(change)), fairseq.import_checkpoint(rewrite())
+  assert imported.config.data2vec2.teacher_scope == 'blocks'
+  blocks = {name: tree for name, tree in whole.teacher['encoder'].items() if name.startswith('block_')}
+  assert_same(imported.teacher, {'encoder': blocks})
+
+
 def half_shared(weights, teacher, cfg):
   share_nothing(weights, teacher, cfg)
   setting(SECTION + 'ema_local_encoder', False)(weights, teacher, cfg)
@@ -277,7 +291,7 @@ MISFITS = {
   'learned ALiBi table': (setting(SECTION + 'learned_alibi', True), ['audio.learned_alibi ', 'True']),
   'heads of ALiBi': (setting(SECTION + 'num_alibi_heads', 2), ['audio.num_alibi_heads', '2', '4']),
   'pre-norm': (setting('model.layer_norm_first', True), ['model.layer_norm_first']),
-  'teacher of blocks only': (setting('model.ema_encoder_only', True), ['model.ema_encoder_only']),
+  'teacher of blocks only': (setting('model.ema_encoder_only', True), ['ema_encoder_only', "'blocks'", "'context'"]),
   'positions in the decoder': (setting(SECTION + 'decoder.add_positions_all', True), ['decoder.add_positions_all']),
   'raw waveforms': (setting('task.normalize', False), ['task.normalize', 'False', 'True']),
   'other layers': (more_layers, ['feature_encoder_spec', '(24, 2)', '(24, 3)']),
