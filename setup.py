@@ -27,6 +27,7 @@ setup(
     'soundfile>=0.13',
     'soxr>=0.5',
     'tensorboardX>=2.6',
+    'tokenizers>=0.21',
   ],
   extras_require={
     'tpu': ['jax[tpu]>=0.10.2'],
@@ -36,6 +37,6 @@ setup(
     'tfds': TFDS,
     # Speech made on the spot, for the source sample:sentences.
     'speech-sample': SPEECH_SAMPLE,
-    'dev': ['pytest>=8', 'ruff>=0.9', 'scikit-learn>=1.5', 'jiwer>=3', *SPEECH_SAMPLE, *TFDS],
+    'dev': ['pytest>=8', 'ruff>=0.9', 'scikit-learn>=1.5', 'jiwer>=3', 'regex', *SPEECH_SAMPLE, *TFDS],
   },
 )

@@ -6,8 +6,8 @@
 Compiles the real train step ahead of time for all chips of the topology and adds up the `estimated_cycles` of every
 operation of the scheduled program, by part of the method. Prints a table, then one JSON object on the last line.
 
-What the number is not: communication, prefetches, gathers and sorts have no estimate and count as free (all but prefetches
-are listed). The body of a loop counts once: no MFU is given when a loop holds matrix products (accumulated micro-batches).
+What the number is not: communication, prefetches, gathers, scatters and sorts have no estimate and count as free (all but
+prefetches are listed). The body of a loop counts once: no MFU is given when a loop holds matrix products (accumulated micro-batches).
 A custom kernel (Pallas) has no estimate either, so no MFU is given when there is one. The estimate is deterministic for one
 pair of jax and libtpu: use it to compare two programs under the same pair, not as a promise of speed.
 """
@@ -141,7 +141,7 @@ def uncharged(operations: list[Operation]) -> tuple[collections.Counter, collect
       continue
     if operation.opcode == 'fusion':
       kind = operation.name.rpartition('/')[2]  # what its last operation is called in JAX
-      (known if kind == 'gather' else others)[f'fusion of {kind or "unknown"}'] += 1
+      (known if kind in ('gather', 'scatter-add') else others)[f'fusion of {kind or "unknown"}'] += 1
     elif operation.opcode in (*_PRODUCTS, 'custom-call'):
       others[operation.target or operation.opcode] += 1
     elif operation.opcode.startswith(_KNOWN_UNCHARGED) and not operation.opcode.endswith('-done'):

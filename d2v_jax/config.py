@@ -237,6 +237,7 @@ def _text(config):
   config.model.update(
     vocab_size=50_265,  # entries of the tokenizer, special ones included
     max_positions=512,  # tokens of the longest text, special ones included
+    positions='learned',  # a vector for each place; or 'none', for which model.alibi can stand in
     **{'prenet_depth': 0, 'depth': 12, 'norm_eps': 1e-5, 'extra_tokens': 0},
   )
   config.model.dropout.update(attention=0.1, attention_output=0.1, mlp_output=0.1)
@@ -368,6 +369,7 @@ _CHOICES = {
   'model.positions_dtype': ('float32', 'float16'),
   'decoder.positions': ('', 'masked', 'all'),
   'model.conv_init': ('kaiming', 'filterbank'),
+  'model.positions': ('learned', 'none'),
   'data.lines': ('sentences', 'wrapped'),
   'data2vec2.teacher_scope': ('all', 'context', 'blocks'),
   'decoder.projection_init': ('fan_in', 'normal'),

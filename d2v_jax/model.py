@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from d2v_jax.checkpoints import weights
 from d2v_jax.data.audio import SAMPLE_RATE, receptive_field
-from d2v_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from d2v_jax.data.tokenizer import PAD, Tokenizer, padded
 from d2v_jax.errors import InputError
 from d2v_jax.modalities import Encoded, build_encoder
 from d2v_jax.modalities.audio import standardise
@@ -26,13 +26,15 @@ class Model:
   Speech is float [examples, samples] at 16 kHz of any loudness (it is standardised here), shorter clips padded at the end,
   with `lengths` int [examples]: the samples of each clip, where they differ. A clip's output does not depend on its padding.
 
-  Text is a list of str, or the token ids that `tokenize` makes of it, int [examples, tokens], with `lengths` likewise.
+  Text is a list of str, or the token ids that `tokenize` makes of it, int [examples, tokens]; `lengths` are the tokens of
+  each, found by the padding where they are not given. A text's output does not depend on its padding.
 
   Attributes:
     params: the student's parameters: {'encoder': ...} and, where there are, 'decoder' or 'head'.
     config: the config of the run that made them.
-    tokenizer: of text, None where the checkpoint has none (set it to one of `d2v_jax.data.tokenizer.read_tokenizer`).
-    labels: names of the classes of a text classifier; () of others.
+    tokenizer: of text; None where the checkpoint has none. It can be set, to what `d2v_jax.data.tokenizer.read_tokenizer`
+      returns: that of the training; InputError for one with another number of entries than the model.
+    labels: names of the classes of a text classifier; () of others, and where the checkpoint has none.
   """
 
   def __init__(self, params: dict, config: ConfigDict, assets: dict | None = None):
@@ -47,6 +49,18 @@ class Model:
       config.model.conv_positions.see_padding = False
     self._encoder = build_encoder(config)
     self.params = jax.tree.map(jnp.asarray, params)
+
+  @property
+  def tokenizer(self) -> Tokenizer | None:
+    return self._tokenizer
+
+  @tokenizer.setter
+  def tokenizer(self, tokenizer: Tokenizer | None):
+    if tokenizer is not None and tokenizer.size != (size := self.config.model.vocab_size):
+      raise InputError(
+        f'the tokenizer has {tokenizer.size} entries, the vocabulary of the model {size}; give the one it was trained with'
+      )
+    self._tokenizer = tokenizer
 
   def features(self, inputs, lengths=None) -> jax.Array:
     """Returns what the last block makes of the inputs: float32 [examples, tokens, width], without the extra tokens.
@@ -92,51 +106,52 @@ class Model:
   def tokenize(self, texts: list[str], seconds: list[str] | None = None) -> tuple[np.ndarray, np.ndarray, list]:
     """Token ids of texts, or of pairs of them: <s> text </s>, or <s> text </s> </s> second </s>.
 
+    White space at both ends of a text is left out, as in training.
+
     Returns:
       Ids int32 [examples, longest], padded; lengths int32 [examples]; and for each example int64 [tokens, 2], the characters
-      [start, end) of its text that each token stands for: of specials an empty span, of the second text counted in it.
+      [start, end) of its text, the first or the second, that each token stands for: (0, 0) of special ones.
 
     Raises:
-      InputError: the model has no tokenizer, or a text is longer than the model takes.
+      InputError: the model has no tokenizer, a text cannot be encoded, or it has more tokens than the model takes.
     """
     if self.tokenizer is None:
       raise InputError(
         'tokenize: the checkpoint has no tokenizer; set model.tokenizer (d2v_jax.data.tokenizer.read_tokenizer)'
       )
+    columns = (texts,) if seconds is None else (texts, seconds)
+    if not all(map(_are_texts, columns)) or len({len(column) for column in columns}) > 1:
+      raise InputError('tokenize: give a list of str, and of the second texts of pairs as long a list')
     rows, spans = [], []
-    for number, text in enumerate(texts):
-      ids, offsets = self._special(BOS), [np.zeros((1, 2), np.int64)]
-      for side in (text,) if seconds is None else (text, seconds[number]):
-        if len(ids) > 1:
-          ids = np.append(ids, EOS)
-          offsets.append(np.zeros((1, 2), np.int64))
-        found, where = self.tokenizer.encode_with_offsets(side)
-        ids = np.concatenate([ids, found, self._special(EOS)])
-        offsets += [where, np.full((1, 2), len(side))]
+    for number, sides in enumerate(zip(*columns)):
+      try:
+        ids, offsets = self.tokenizer.encode_framed(*sides)
+      except ValueError as error:
+        raise InputError(f'text {number}: {error}') from None
       if len(ids) > (most := self.config.model.max_positions):
-        raise InputError(f'text {number}: has {len(ids)} tokens; this model takes at most {most}, specials included')
+        raise InputError(f'text {number}: has {len(ids)} tokens; the model takes {most}, special ones included; cut it')
       rows.append(ids)
-      spans.append(np.concatenate(offsets))
-    lengths = np.array([len(row) for row in rows], np.int32)
-    tokens = np.full((len(rows), lengths.max(initial=1)), PAD, np.int32)
-    for row, ids in enumerate(rows):
-      tokens[row, : len(ids)] = ids
-    return tokens, lengths, spans
+      spans.append(offsets)
+    return *padded(rows), spans
 
   def classify(self, texts: list[str], seconds: list[str] | None = None) -> list:
-    """Returns the likeliest label of each text, or pair of texts; of a regression its number.
+    """Returns the likeliest label of each text, or pair of texts; its number where labels have no names; of a regression the
+    number that is predicted.
 
     Raises:
       InputError: the model has no head for it, or as `tokenize`.
     """
+    from d2v_jax.methods.sentence import SentenceHead
+
     if 'dense' not in self.params.get('head', {}):
       raise InputError('classify: this model has no sentence head; fine-tune it with configs/finetune/sentence.py')
     tokens, lengths, _ = self.tokenize(texts, seconds)
-    first = self._encoded(tokens, lengths)[0][-1][:, 0]
-    head = self.params['head']
-    hidden = jnp.tanh(first @ head['dense']['kernel'] + head['dense']['bias'])
-    scores = np.asarray(hidden @ head['output']['kernel'] + head['output']['bias'])
-    return [self.labels[index] for index in scores.argmax(1)] if self.labels else scores[:, 0].tolist()
+    head, layers = self.params['head'], self._encoded(tokens, lengths)[0]
+    scores = SentenceHead(len(head['output']['bias'])).apply({'params': head}, layers[-1][:, 0])
+    if self.config.sentence.kind == 'regression':
+      return scores[:, 0].tolist()
+    names = self.labels or range(scores.shape[1])
+    return [names[index] for index in scores.argmax(1).tolist()]
 
   def _encoded(self, inputs, lengths):
     """Outputs of all blocks without extra tokens, and the tokens of each example that are not padding."""
@@ -161,28 +176,29 @@ class Model:
     return images
 
   def _checked_text(self, tokens, lengths):
-    if isinstance(tokens, (list, tuple)) and all(isinstance(text, str) for text in tokens):
+    if _are_texts(tokens):
       tokens, lengths, _ = self.tokenize(tokens)
     tokens = np.asarray(tokens)
     model = self.config.model
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or not 0 < tokens.shape[1] <= model.max_positions:
+    whole = tokens.ndim == 2 and np.issubdtype(tokens.dtype, np.integer)
+    if not whole or not tokens.size or tokens.shape[1] > model.max_positions:
       raise InputError(
-        f'text: found {tokens.dtype} {list(tokens.shape)}; this model takes a list of str, or token ids [examples, tokens] '
-        f'with 1 to {model.max_positions} tokens'
+        f'text: found {tokens.dtype} {list(tokens.shape)}; this model takes at least one text: a list of str, or token ids '
+        f'[examples, tokens] with 1 to {model.max_positions} tokens'
       )
-    if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= model.vocab_size:
-      raise InputError(f'text: found the token {tokens.max()}; this model knows those from 0 to {model.vocab_size - 1}')
-    lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else np.asarray(lengths)
+    unknown = tokens[(tokens < 0) | (tokens >= model.vocab_size)]
+    if unknown.size:
+      raise InputError(f'text: found the token {unknown[0]}; this model knows those from 0 to {model.vocab_size - 1}')
+    if lengths is None:
+      lengths = ((tokens != PAD) * np.arange(1, tokens.shape[1] + 1)).max(1)
+    lengths = np.asarray(lengths)
     whole = np.issubdtype(lengths.dtype, np.integer) and lengths.shape == (len(tokens),)
     if not whole or lengths.max(initial=1) > tokens.shape[1] or lengths.min(initial=1) < 1:
       raise InputError(
         f'lengths: found {lengths.tolist()}; one whole number from 1 to {tokens.shape[1]} for each of the {len(tokens)} '
         'texts is needed'
       )
-    return np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, PAD).astype(np.int32), lengths.astype(np.int32)
-
-  def _special(self, token):
-    return np.array([token], np.int32)
+    return tokens.astype(np.int32), lengths.astype(np.int32)
 
   def _checked_speech(self, waves, lengths):
     if waves.ndim != 2 or not jnp.issubdtype(waves.dtype, jnp.floating):
@@ -210,6 +226,10 @@ class Model:
     encoded: Encoded = self._encoder.apply({'params': encoder_params}, modality.prepare(inputs), padding)
     layers = [layer[:, extra:] for layer in encoded.blocks]
     return layers if padding is None else [jnp.where(padding[..., None], 0, layer) for layer in layers]
+
+
+def _are_texts(value) -> bool:
+  return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
 
 
 def load(path: str | os.PathLike) -> Model:

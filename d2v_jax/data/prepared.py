@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from d2v_jax.checkpoints import weights
 from d2v_jax.data.places import directory, no_test_part
 from d2v_jax.data.text_corpora import open_corpora
 from d2v_jax.data.tokenizer import BOS, EOS, Tokenizer, read_tokenizer, train_tokenizer
@@ -142,10 +141,11 @@ def _open_prepared(config, folder: Path, split: str) -> TextBlocks:
   if split not in about['parts']:
     raise no_test_part(f'prepared:{folder}') if split == 'test' else _damaged(folder, 'prepared.json', 'has no train part')
   tokenizer = _tokenizer_of(folder, about)
-  if (wanted := weights.tokenizer_of(config)) and wanted.fingerprint != tokenizer.fingerprint:
+  if (wanted := _wanted_tokenizer(config)) and wanted.fingerprint != tokenizer.fingerprint:
     raise InputError(
-      f'config.data.tokenizer: {config.data.tokenizer} is not the tokenizer that prepared {folder}: {wanted.size} entries,'
-      f' fingerprint {wanted.fingerprint}, there {tokenizer.size}, {tokenizer.fingerprint}; leave it empty, or prepare again'
+      f'config.data.tokenizer: that of {config.data.tokenizer or config.init_from} is not the one that prepared {folder}:'
+      f' {wanted.size} entries, fingerprint {wanted.fingerprint}, there {tokenizer.size}, {tokenizer.fingerprint}; take the'
+      ' same, or prepare again'
     )
   if about['lines'] != config.data.lines:
     logging.warning('config.data.lines: %s is not used, %s was prepared with %s', config.data.lines, folder, about['lines'])
@@ -225,6 +225,12 @@ def _dtype(size: int) -> np.dtype:
   return np.dtype('<u2' if size <= 1 << 16 else '<u4')
 
 
+def _wanted_tokenizer(config) -> Tokenizer | None:
+  from d2v_jax.checkpoints import weights  # here: it imports JAX, and worker processes do without
+
+  return weights.tokenizer_of(config)
+
+
 # --- making it
 
 
@@ -240,11 +246,11 @@ class _Job:
   def __init__(self, config):
     self.corpora = open_corpora(config.data.source, config.data.tfds_dir)
     self._source, self._size, self._wrapped = config.data.source, config.model.vocab_size, config.data.lines == 'wrapped'
-    self._tokenizer = weights.tokenizer_of(config)
+    self._tokenizer = _wanted_tokenizer(config)
     if self._tokenizer and self._tokenizer.size != self._size:
       raise InputError(
-        f'config.model.vocab_size: {self._size}, but config.data.tokenizer {config.data.tokenizer} has'
-        f' {self._tokenizer.size} entries; set config.model.vocab_size={self._tokenizer.size}, or give another tokenizer'
+        f'config.model.vocab_size: {self._size}, but the tokenizer of {config.data.tokenizer or config.init_from} has'
+        f' {self._tokenizer.size} entries; set config.model.vocab_size={self._tokenizer.size}, or give another'
       )
     self.header = {
       'version': _VERSION,
@@ -406,7 +412,8 @@ def _in_processes(function, items: list, workers: int):
     yield from map(function, items)
     return
   context = multiprocessing.get_context('spawn')
-  pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(function,))
+  end_seen, end = context.Pipe(duplex=False)
+  pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(function, end_seen))
   pending = collections.deque()
   try:
     for item in items:
@@ -421,20 +428,21 @@ def _in_processes(function, items: list, workers: int):
       ' config.data.workers), it goes on where it stopped'
     ) from None
   finally:
+    end.close()
     pool.shutdown(cancel_futures=True)
+    end_seen.close()
 
 
-def _start_worker(function):
-  """Signals to stop go to the main process, which ends the workers; if it is killed, they end by themselves."""
+def _start_worker(function, end_seen):
+  """Signals to stop go to the main process. When that closes its end of the pipe, or is killed, the worker ends at once."""
   global _function
   _function = function
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # each worker is one of many
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
 
   def end_with_parent():
-    multiprocessing.connection.wait([parent.sentinel])
+    multiprocessing.connection.wait([end_seen])
     os._exit(1)
 
   threading.Thread(target=end_with_parent, daemon=True).start()

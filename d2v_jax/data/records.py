@@ -36,7 +36,7 @@ class RecordFiles:
 
   def __init__(self, records, shards: list[tuple[str, int, int]]):
     self._records = records
-    self._shards, self._ends = shards, np.cumsum([count for _, _, count in shards])
+    self.shards, self._ends = shards, np.cumsum([count for _, _, count in shards])
 
   def __len__(self) -> int:
     return len(self._records)
@@ -46,7 +46,7 @@ class RecordFiles:
 
   def name(self, index: int) -> str:
     shard = int(np.searchsorted(self._ends, index, side='right'))
-    file, first, count = self._shards[shard]
+    file, first, count = self.shards[shard]
     return f'{file}:{first + int(index) - int(self._ends[shard]) + count}'
 
 
@@ -137,13 +137,31 @@ def open_array_records(place: str, split: str, modality: str = 'image'):
 
   Returns a `RecordSource` of images, or an `AudioSource`.
   """
+  found = array_record_files(place, split)
+  if found is None:
+    raise no_test_part(f'arrayrecord:{place}')
+  files, first = found
+  keys, what = (IMAGE_KEYS, 'an encoded image') if modality == 'image' else (AUDIO_KEYS, 'audio')
+  data_key = next((key for key in keys if key in first), None)
+  if data_key is None:
+    raise InputError(
+      f'config.data.source: {files.shards[0][0]}: an example has {what} under one of {", ".join(keys)}; the first'
+      f' has {", ".join(sorted(first)) or "nothing"}'
+    )
+  if modality == 'audio':
+    return open_recordings(RecordAudio(files, data_key))
+  return RecordSource(files, data_key, next((key for key in LABEL_KEYS if key in first), ''))
+
+
+def array_record_files(place: str, split: str) -> tuple[RecordFiles, dict] | None:
+  """The shards of a part, whatever their examples are of, and the first example; None where there is no test part."""
   root = directory('arrayrecord', place)
   files = sorted(str(path) for path in root.iterdir() if '.array_record' in path.name or path.suffix == '.arrayrecord')
   if not files:
     raise InputError(f'config.data.source: arrayrecord:{place}: {root.absolute()} holds no *.array_record* files')
   parts = {part: _of_split(files, part) for part in ('train', 'test')}
   if not parts[split] and split == 'test':
-    raise no_test_part(f'arrayrecord:{place}')
+    return None
   if not parts['train'] and not parts['test']:  # no split in the names: everything is for training
     parts['train'] = files
   if not parts[split]:
@@ -165,17 +183,7 @@ def open_array_records(place: str, split: str, modality: str = 'image'):
     first = parse_example(records[0])
   except ValueError as error:
     raise InputError(f'config.data.source: {shards[0][0]}: the first record is {error}') from None
-  files = RecordFiles(records, shards)
-  keys, what = (IMAGE_KEYS, 'an encoded image') if modality == 'image' else (AUDIO_KEYS, 'audio')
-  data_key = next((key for key in keys if key in first), None)
-  if data_key is None:
-    raise InputError(
-      f'config.data.source: {shards[0][0]}: an example has {what} under one of {", ".join(keys)}; the first'
-      f' has {", ".join(sorted(first)) or "nothing"}'
-    )
-  if modality == 'audio':
-    return open_recordings(RecordAudio(files, data_key))
-  return RecordSource(files, data_key, next((key for key in LABEL_KEYS if key in first), ''))
+  return RecordFiles(records, shards), first
 
 
 def _of_split(files: list[str], split: str) -> list[str]:

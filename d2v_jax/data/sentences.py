@@ -16,11 +16,10 @@ import numpy as np
 from absl import logging
 
 from d2v_jax.data.places import no_test_part
-from d2v_jax.data.tokenizer import BOS, EOS, Tokenizer
+from d2v_jax.data.tokenizer import Tokenizer, framed
 from d2v_jax.errors import InputError
 from d2v_jax.report.progress import reported
 
-_BLOCK = 8192  # rows tokenized at once
 _SHOWN = 20  # names listed in a message
 
 
@@ -305,22 +304,25 @@ def _tokenized(config, table: _Table, tokenizer, labels: tuple[str, ...] | None)
   columns = [table.column('text_columns', name) for name in names]
   targets = _targets(config, table, labels)
   limit = min(config.model.max_positions, max(config.data.bucket_tokens))
-  blocks, lengths, shortened = [], [], []
-  starts = range(0, len(table), _BLOCK)
-  for start in reported(starts, len(starts), f'tokenizing {table.path}, blocks of {_BLOCK} rows'):
-    block = [_encode(table, column, start, tokenizer) for column in columns]
-    keep = _fit(np.stack([np.diff(column.starts) for column in block]), limit)
-    shortened.append(keep.sum(axis=0) < sum(np.diff(column.starts) for column in block))
-    tokens, count = _with_specials(block, keep)
-    blocks.append(tokens)
-    lengths.append(count)
+  tokens, lengths, shortened = bytearray(), [], []
+  for row, texts in enumerate(reported(zip(*columns), len(table), f'tokenizing {table.path}, rows')):
+    try:
+      sides = [tokenizer.encode(text.strip()) for text in texts]
+    except ValueError as error:
+      raise table.error(row, str(error)) from None
+    ids = framed(*sides)
+    shortened.append(len(ids) > limit)
+    if shortened[-1]:
+      ids = framed(*_fit(sides, limit))
+    tokens += ids.tobytes()
+    lengths.append(len(ids))
   found = SentenceTable(
     path=str(table.path),
     first_line=table.first_line,
-    tokens=_Joined(np.concatenate(blocks), _starts(np.concatenate(lengths))),
+    tokens=_Joined(np.frombuffer(tokens, np.int32), _starts(lengths)),
     texts_of_columns=tuple(_Joined(''.join(column), _starts([len(text) for text in column])) for column in columns),
     targets=targets,
-    shortened=np.concatenate(shortened),
+    shortened=np.array(shortened),
     rows=np.arange(len(table)),
     labels=labels or (),
     tokenizer=tokenizer,
@@ -348,37 +350,13 @@ def _starts(lengths: Iterable[int]) -> np.ndarray:
   return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _encode(table: _Table, column: list[str], start: int, tokenizer: Tokenizer) -> _Joined:
-  """The tokens of one block of a column, without white space around each text and without specials."""
-  encoded = []
-  for row, text in enumerate(column[start : start + _BLOCK], start):
-    try:
-      encoded.append(tokenizer.encode(text.strip()))
-    except ValueError as error:
-      raise table.error(row, str(error)) from None
-  return _Joined(np.concatenate(encoded), _starts([len(ids) for ids in encoded]))
-
-
-def _fit(lengths: np.ndarray, limit: int) -> np.ndarray:
-  """How many tokens to keep of each text, int64 [columns, rows], so that a row fits `limit` with its specials.
+def _fit(sides: list[np.ndarray], limit: int) -> list[np.ndarray]:
+  """What to keep of a text or a pair, so that it fits `limit` with its special symbols.
 
   The longer text of a pair is cut, down to the length of the other; then both alike, and an odd one stays with the first.
   """
-  room = limit - 2 * len(lengths)
-  if len(lengths) == 1:
-    return np.minimum(lengths, room)
-  halves = np.array([[room - room // 2], [room // 2]])
-  return np.minimum(lengths, np.maximum(room - lengths[::-1], halves))
-
-
-def _with_specials(columns: list[_Joined], keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The tokens of all rows one after another, int32, and how many each has, int64 [rows]."""
-  lengths = keep.sum(axis=0) + 2 * len(columns)
-  place = _starts(lengths)[:-1]
-  tokens = np.full(lengths.sum(), EOS, np.int32)
-  tokens[place] = BOS
-  for column, kept in zip(columns, keep):
-    within = np.arange(kept.sum()) - np.repeat(_starts(kept)[:-1], kept)
-    tokens[np.repeat(place + 1, kept) + within] = column.whole[np.repeat(column.starts[:-1], kept) + within]
-    place = place + kept + 2
-  return tokens, lengths
+  room = limit - 2 * len(sides)
+  if len(sides) == 1:
+    return [sides[0][:room]]
+  first, second = sides
+  return [first[: max(room - len(second), room - room // 2)], second[: max(room - len(first), room // 2)]]

@@ -121,6 +121,27 @@ def _cut_long(text: str, ends_sentence: bool, ends_document: bool):
   yield Piece(text[start:], ends_sentence, ends_document)
 
 
+def read_lines(place: str):
+  """Yields (file, number of the line from 1, line without its end) of all lines that are not blank, files in order of names.
+
+  Args:
+    place: a directory with *.txt files at any depth, or one file of any name.
+
+  Raises:
+    InputError: there are no files, or one cannot be read or is not text in UTF-8.
+  """
+  root, paths = _files(place)
+  for path in paths:
+    name = os.fsdecode(os.path.join(os.fsencode(root), path))
+    try:
+      data = Path(name).read_bytes()
+    except OSError as error:
+      raise InputError(f'{name}: {error.strerror}') from None
+    for number, line in enumerate(_decode(data, name, 0).removeprefix('\ufeff').split('\n'), 1):
+      if line.strip():
+        yield name, number, line.removesuffix('\r')
+
+
 class FileCorpus:
   """Text files below a root, one after the other.
 
@@ -275,15 +296,9 @@ _PART_NAMES = frozenset(name for names in SPLIT_NAMES.values() for name in names
 
 def _open_folder(place: str, tfds_dir: str) -> dict:
   del tfds_dir
-  name, path = f'folder:{place}', Path(place).expanduser()
-  if path.is_file():
-    return {'train': FileCorpus(name, path.parent, [os.fsencode(path.name)])}
-  root = directory('folder', place)
-  paths = sorted(path for path in walk(root) if path.lower().endswith(b'.txt'))
-  if not paths:
-    raise InputError(
-      f'config.data.source: {root.absolute()} holds no *.txt files at any depth; a file of another name: folder:FILE'
-    )
+  name, (root, paths) = f'folder:{place}', _files(place)
+  if Path(place).expanduser().is_file():
+    return {'train': FileCorpus(name, root, paths)}
   names = [_split_name(path) for path in paths]
   of_train = [path for path, found in zip(paths, names) if found in SPLIT_NAMES['train']]
   unnamed = [path for path, found in zip(paths, names) if found is None]
@@ -296,6 +311,21 @@ def _open_folder(place: str, tfds_dir: str) -> dict:
     )
   parts = {'train': of_train or unnamed, 'test': [path for path, found in zip(paths, names) if found and found == test_name]}
   return {part: FileCorpus(f'{name}, {part} part', root, found) for part, found in parts.items() if found}
+
+
+def _files(place: str) -> tuple[Path, list[bytes]]:
+  """A directory, and what is to be read below it: all *.txt at any depth, or the one file that was named."""
+  path = Path(place).expanduser()
+  if path.is_file():
+    return path.parent, [os.fsencode(path.name)]
+  root = directory('folder', place)
+  paths = sorted(path for path in walk(root) if path.lower().endswith(b'.txt'))
+  if not paths:
+    raise InputError(
+      f'config.data.source: {root.absolute()} holds no *.txt files at any depth; a file of another name is read if it is'
+      ' named itself'
+    )
+  return root, paths
 
 
 def _split_name(path: bytes) -> str | None:

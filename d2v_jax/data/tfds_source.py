@@ -22,6 +22,15 @@ def open_tfds(place: str, split: str, data_dir: str, modality: str = 'image'):
 
   Returns a `RecordSource` of images, or an `AudioSource`.
   """
+  found = tfds_files(place, split, data_dir, modality)
+  if found is None:
+    raise no_test_part(f'tfds:{place}')
+  files, feature = found
+  return open_recordings(RecordAudio(files, *feature)) if modality == 'audio' else RecordSource(files, *feature)
+
+
+def tfds_files(place: str, split: str, data_dir: str, modality: str) -> tuple[RecordFiles, object] | None:
+  """The records of a part and what tells about their features (see `_images`, `_audio`, `_text`); None: no test part."""
   match = re.fullmatch(r'([^:]+?)(:[\d*]+\.[\d*]+\.[\d*]+)?(?::([A-Za-z].*))?', place)
   if match is None:
     raise InputError(f'config.data.source: tfds:{place} is not tfds:NAME[/CONFIG][:VERSION][:SPLIT]')
@@ -32,12 +41,12 @@ def open_tfds(place: str, split: str, data_dir: str, modality: str = 'image'):
       'config.data.source: tfds needs the package tensorflow-datasets; pip install tensorflow-datasets'
     ) from None
   wanted = match[3]
-  describe = _audio if modality == 'audio' else _images
+  describe = {'image': _images, 'audio': _audio, 'text': _text}[modality]
   splits, file_format, feature = describe(tfds, place, match[1], (match[2] or '')[1:], data_dir)
   if split == 'test':
     wanted = _split_of(splits, split, modality)
     if wanted is None:
-      raise no_test_part(f'tfds:{place}')
+      return None
   try:
     chosen = splits[wanted or _split_of(splits, split, modality) or 'train']
     files = chosen.file_instructions
@@ -59,10 +68,7 @@ def open_tfds(place: str, split: str, data_dir: str, modality: str = 'image'):
       f'config.data.source: tfds:{place} is stored as {file_format}; array_record, tfrecord, parquet can be read:'
       f' run "tfds build {match[1]} --file_format=array_record"'
     )
-  records = RecordFiles(records, shards)
-  if modality == 'audio':
-    return open_recordings(RecordAudio(records, *feature))
-  return RecordSource(records, *feature)
+  return RecordFiles(records, shards), feature
 
 
 def _split_of(splits, split: str, modality: str) -> str | None:
@@ -96,6 +102,26 @@ class ParquetRecords:
 
 def _images(tfds, place: str, name: str, version: str, data_dir: str):
   """Returns (splits, file format, (image key, label key or '', class names)) of a prepared data set."""
+  info = _info(tfds, place, name, version, data_dir)
+  features = info.features
+  images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+  labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+  if not images:
+    raise InputError(f'config.data.source: tfds:{place} has no image feature; it has {", ".join(features)}')
+  image_key = 'image' if 'image' in images else images[0]
+  label_key = 'label' if 'label' in labels else (labels or [''])[0]
+  classes = tuple(features[label_key].names) if label_key else ()
+  return info.splits, info.file_format.name.lower(), (image_key, label_key, classes)
+
+
+def _text(tfds, place: str, name: str, version: str, data_dir: str):
+  """Returns (splits, file format, names of the features) of a prepared data set."""
+  info = _info(tfds, place, name, version, data_dir)
+  return info.splits, info.file_format.name.lower(), list(info.features)
+
+
+def _info(tfds, place: str, name: str, version: str, data_dir: str):
+  """What TFDS knows about a prepared data set. Raises InputError."""
   try:
     info = tfds.builder(f'{name}:{version}' if version else name, data_dir=data_dir or None, try_gcs=False).info
     splits = info.splits
@@ -106,15 +132,7 @@ def _images(tfds, place: str, name: str, version: str, data_dir: str):
     ) from None
   if not splits:
     raise _not_prepared(place, name, info.data_dir)
-  features = info.features
-  images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-  labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-  if not images:
-    raise InputError(f'config.data.source: tfds:{place} has no image feature; it has {", ".join(features)}')
-  image_key = 'image' if 'image' in images else images[0]
-  label_key = 'label' if 'label' in labels else (labels or [''])[0]
-  classes = tuple(features[label_key].names) if label_key else ()
-  return splits, info.file_format.name.lower(), (image_key, label_key, classes)
+  return info
 
 
 def _audio(tfds, place: str, name: str, version: str, data_dir: str):

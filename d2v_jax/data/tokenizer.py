@@ -20,6 +20,7 @@ from d2v_jax.errors import InputError
 
 BOS, PAD, EOS, UNK = range(4)
 
+_BEGIN, _END = np.array([BOS], np.int32), np.array([EOS], np.int32)
 _SPECIAL = ['<s>', '<pad>', '</s>', '<unk>']
 _MASK = '<mask>'
 _FILLER = re.compile(r'madeupword\d+')  # fairseq's name for entries that fill a dictionary up
@@ -55,7 +56,7 @@ _SPACE, _OTHER = r'[^\S\x1c-\x1f]', r'[\S\x1c-\x1f]'
 _CUT = re.compile(f'(?<={_OTHER}){_SPACE}')
 _STRETCH = re.compile(f'{_SPACE}*{_OTHER}+|{_SPACE}+')  # from one cut to the next
 _PIECE = 1 << 16  # characters after which a long text is cut at the next place
-_LONGEST_STRETCH = 16_000_000  # bytes; the library takes about 300 times the memory
+_LONGEST_STRETCH = 16_000_000  # bytes; the library takes up to 300 times the memory
 _MOST_KNOWN = 1 << 18  # stretches whose ids are kept, and the characters in one
 _LONGEST_KNOWN = 64
 
@@ -106,6 +107,19 @@ class Tokenizer:
       offsets.append(np.array(self._library.encode(piece).offsets, np.int64) + start)
       start += len(piece)
     return self.encode(text), np.concatenate(offsets)
+
+  def encode_framed(self, *texts: str) -> tuple[np.ndarray, np.ndarray]:
+    """A text or a pair of them as models take it: ids int32 [n], `framed`, and offsets int64 [n, 2]; raises as `encode`.
+
+    White space at both ends of a text is left out, as in training. Offsets are those in the whole text that a token is of;
+    special symbols have the span (0, 0).
+    """
+    encoded = [self.encode_with_offsets(text.strip()) for text in texts]
+    ids = framed(*(ids for ids, _ in encoded))
+    offsets = np.zeros((len(ids), 2), np.int64)
+    before = [len(text) - len(text.lstrip()) for text in texts]
+    offsets[(ids != BOS) & (ids != EOS)] = np.concatenate([own + start for (_, own), start in zip(encoded, before)])
+    return ids, offsets
 
   def decode(self, ids) -> str:
     """The text of ids [n]. Special symbols are left out; bytes that are no UTF-8 become U+FFFD."""
@@ -160,6 +174,27 @@ class Tokenizer:
 
   def __getstate__(self) -> dict:
     return self.__dict__ | {'_known': {}}
+
+
+def framed(*texts: np.ndarray) -> np.ndarray:
+  """Ids int32 [n] of a text as models take it, <s> A </s>, or of a pair, <s> A </s> </s> B </s>.
+
+  Args:
+    texts: ids int32 of A or of A and B; two special symbols are added to each.
+  """
+  ids = [_BEGIN, texts[0], _END]
+  for text in texts[1:]:
+    ids += [_END, text, _END]
+  return np.concatenate(ids)
+
+
+def padded(rows: list[np.ndarray], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """Several texts in one array: ids int32 [rows, `length` or that of the longest], and the length of each, int32 [rows]."""
+  lengths = np.array([len(row) for row in rows], np.int32)
+  tokens = np.full((len(rows), length or lengths.max(initial=1)), PAD, np.int32)
+  for row, ids in enumerate(rows):
+    tokens[row, : len(ids)] = ids
+  return tokens, lengths
 
 
 def read_tokenizer(path) -> Tokenizer:

@@ -41,7 +41,7 @@ class RetrievalProbe:
 
     'eval/token_retrieval/accuracy': the nearest target is of a place with the same token;
     'eval/position_retrieval/accuracy': it is that of this very place. With controls both also under '.../untrained',
-    computed once. And 'eval/token_retrieval/frequency', the share of the most frequent token: what guessing it everywhere would score.
+    computed once. 'eval/token_retrieval/frequency' is the share of the most frequent token: what guessing it would score.
     """
     if self._controls is None:
       untrained = self._score('untrained', *self._initialise())
@@ -55,8 +55,8 @@ class RetrievalProbe:
     }
 
   def examples(self, params, teacher, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the first `count` blocks: tokens int32 [count, T]; mask bool [count, T]; guesses int [count, T], at masked places the
-    token whose target is nearest, elsewhere -1."""
+    """Of the first `count` blocks: tokens int32 [count, T]; mask bool [count, T]; guesses int [count, T], at masked places
+    the token whose target is nearest, elsewhere -1."""
     batch = next(eval_batches(self._config, self._source, self._indices[:count], count))
     tokens, kept = batch['tokens'], batch['valid']
     mask, _, nearest = self._retrieve(params, teacher, {'tokens': tokens[kept], 'index': batch['index'][kept]})

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d2v_jax.data.tokenizer import BOS, EOS, PAD
+from d2v_jax.data.tokenizer import padded
 from d2v_jax.methods.targets import targets
 
 WORD = 'bank'
@@ -41,14 +41,11 @@ def word_targets(objective, params: dict, teacher: dict, tokenizer) -> dict:
   groups = [name for name, group in SENTENCES.items() for _ in group]
   rows, places = [], []
   for sentence in sentences:
-    ids, offsets = tokenizer.encode_with_offsets(sentence)
+    ids, offsets = tokenizer.encode_framed(sentence)
     start = sentence.index(WORD)
-    places.append(1 + np.flatnonzero((offsets[:, 0] < start + len(WORD)) & (offsets[:, 1] > start)))
-    rows.append([BOS, *ids, EOS])
-  lengths = np.array([len(row) for row in rows])
-  tokens = np.full((len(rows), lengths.max()), PAD, np.int32)
-  for row, ids in enumerate(rows):
-    tokens[row, : len(ids)] = ids
+    rows.append(ids)
+    places.append(np.flatnonzero((offsets[:, 0] < start + len(WORD)) & (offsets[:, 1] > start)))
+  tokens, lengths = padded(rows)
   encode = jax.jit(lambda weights, *inputs: objective.encoder.apply({'params': weights}, *inputs).mlps)
   padding = objective.modality.padding({'length': lengths}, tokens.shape[1])
   layers = encode(params['encoder'] | teacher['encoder'], tokens, padding)[-objective.options.average_top_k :]

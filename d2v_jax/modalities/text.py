@@ -14,7 +14,7 @@ class TokenEmbedding(nn.Module):
   """Token ids int [B, T] -> layer norm of token plus position embeddings, float32 [B, T, D].
 
   The n-th token of a text (n = 1, 2, ...) has the row PAD + n of the positions; padding has the row PAD of both tables,
-  which starts as zeros and does not learn.
+  which starts as zeros and does not learn. With 0 for `max_positions` there are no positions.
   """
 
   vocab_size: int
@@ -31,7 +31,8 @@ class TokenEmbedding(nn.Module):
     places = jnp.where(present, PAD + jnp.cumsum(present, axis=1), PAD)
     rows = lambda name, size, indices: self.param(name, init, (size, self.embed_dim))[indices]
     x = rows('token_embedding', self.vocab_size, tokens)
-    x = x + rows('position_embedding', PAD + 1 + self.max_positions, places)
+    if self.max_positions:
+      x = x + rows('position_embedding', PAD + 1 + self.max_positions, places)
     x = jnp.where(present[..., None], x, jax.lax.stop_gradient(x))
     return LayerNorm(1e-5, name='norm')(x)
 
@@ -56,6 +57,7 @@ def build(config) -> Modality:
       return None
     return jnp.arange(tokens) >= batch['length'][:, None]
 
+  positions = model.max_positions if model.positions == 'learned' else 0
   pretraining = config.task == 'pretrain'
   longest = config.data.block_tokens if pretraining else min(max(config.data.bucket_tokens), model.max_positions)
   if pretraining:
@@ -66,7 +68,7 @@ def build(config) -> Modality:
     raw_dtype=jnp.int32,
     prepare=lambda tokens: tokens,
     padding=padding,
-    local_encoder=TokenEmbedding(model.vocab_size, model.max_positions, model.embed_dim, model.init_std),
+    local_encoder=TokenEmbedding(model.vocab_size, positions, model.embed_dim, model.init_std),
     grid=lambda example: tuple(example),
     masks=masks,
     local_flops=lambda example: (0, 0),

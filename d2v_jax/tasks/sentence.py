@@ -39,6 +39,11 @@ class Sentences:
       else:
         self._tests = open_tests(config, train_source.tokenizer)
       self._unlabelled = open_unlabelled(config, train_source.tokenizer)
+      if self._unlabelled is not None and (name := Path(config.data.predict_file).stem) in self._tests:
+        raise InputError(
+          f'config.data.predict_file: {config.data.predict_file!r} and a table with labels would both be written to'
+          f' predictions_{name}.tsv; rename one'
+        )
 
   @staticmethod
   def objective_of(config, outputs: int = 2):

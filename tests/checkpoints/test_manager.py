@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit, whole or reported, on any number of devices; nothing of another model is taken for ours."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -309,3 +310,46 @@ def test_weights_that_cannot_be_written_are_a_failed_run(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(RunError, match=r'file/below: cannot write the weights'):
     managers.save_weights(Path(tmp_path) / 'file' / 'below', state_at(1).params, None, get_config())
+
+
+# --- what weights mean nothing without
+
+ASSETS = {'tokenizer': '{"text": "with \\u00e9 and \\n"}', 'labels': ['no', 'yes', '\u00e9']}
+
+
+def test_assets_are_saved_with_every_checkpoint_and_read_without_its_arrays(tmp_path):
+  manager = CheckpointManager(tmp_path, get_config(), assets=ASSETS)
+  manager.save(state_at(2))
+  manager.save(state_at(4))
+  manager.close()
+  assert_same(restore(tmp_path), state_at(4))
+  shutil.rmtree(tmp_path / 'checkpoints' / '4' / 'optimizer')
+  for place in ('.', 'checkpoints', 'checkpoints/2', 'checkpoints/4'):
+    config, assets = managers.load_meta(tmp_path / place)
+    assert assets == ASSETS and config.model.embed_dim == get_config().model.embed_dim
+
+
+def test_assets_of_converted_weights(tmp_path):
+  managers.save_weights(tmp_path / 'with', state_at(1).params, None, get_config(), ASSETS)
+  assert managers.load_meta(tmp_path / 'with')[1] == ASSETS
+  managers.save_weights(tmp_path / 'without', state_at(1).params, None, get_config())
+  assert managers.load_meta(tmp_path / 'without')[1] == {}
+
+
+def test_a_checkpoint_from_before_there_were_assets_has_none(workdir):
+  path = workdir / 'checkpoints' / '4' / 'meta' / 'metadata'
+  meta = json.loads(path.read_text())
+  assert meta.pop('assets') == {}
+  path.write_text(json.dumps(meta))
+  assert managers.load_meta(workdir)[1] == {}
+  assert_same(restore(workdir), state_at(4))
+
+
+def test_no_assets_where_there_is_no_checkpoint_or_a_damaged_one(workdir, tmp_path_factory):
+  empty = tmp_path_factory.mktemp('empty')
+  with pytest.raises(InputError, match=rf'{empty}: is no checkpoint of ours'):
+    managers.load_meta(empty)
+  truncate(workdir / 'checkpoints' / '4' / 'meta')
+  with pytest.raises(InputError, match=rf'{workdir}/checkpoints/4: damaged checkpoint') as caught:
+    managers.load_meta(workdir)
+  assert '\n' not in str(caught.value)

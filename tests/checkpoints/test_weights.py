@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from d2v_jax.checkpoints import fairseq, manager, weights
+from d2v_jax.data.tokenizer import train_tokenizer
 from d2v_jax.errors import InputError
 from d2v_jax.methods.ctc import Ctc
 from d2v_jax.methods.data2vec2 import Data2vec2
+from d2v_jax.methods.sentence import SentencePrediction
 from d2v_jax.train.workdir import open_workdir
-from tests.train.tiny import get_config, random_params, speech_config
+from tests.train.tiny import get_config, random_params, speech_config, text_config
 
 RELEASED = Path(__file__).parents[1] / 'golden' / 'd2v2_image' / 'checkpoint.pt'
 
@@ -161,6 +163,92 @@ def test_a_teacher_that_shares_the_local_encoder_is_made_without_it(speech, tmp_
   _, teacher = weights.matching(tmp_path / 'alone', *shapes_of(Data2vec2(config)))
   assert_same(teacher, Data2vec2(config).init_teacher(params))
   assert 'local_encoder' not in teacher['encoder']
+
+
+# --- text
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return train_tokenizer(['the old dog loves the old house', 'a quiet river, a green garden'] * 3, 280)
+
+
+@pytest.fixture
+def text(tmp_path, tokenizer):
+  """Weights of a pretrained text model of 280 entries; returns their place, parameters and config."""
+  config = text_config()
+  config.model.update(vocab_size=280, max_positions=40)
+  params = random_params(Data2vec2(config), 0)
+  teacher = Data2vec2(config).init_teacher(random_params(Data2vec2(config), 1))
+  assets = {'tokenizer': tokenizer.to_text(), 'labels': ['a', 'b']}
+  manager.save_weights(tmp_path / 'text', params, teacher, config, assets)
+  return tmp_path / 'text', params, config
+
+
+def test_the_tokenizer_of_a_checkpoint(text, tokenizer, tmp_path):
+  place, _, config = text
+  for below in (place, place / '0'):
+    found = weights.read_tokenizer(below)
+    assert found.size == 280 and found.fingerprint == tokenizer.fingerprint
+    np.testing.assert_array_equal(found.encode('the green house'), tokenizer.encode('the green house'))
+  found, assets = weights.read_meta(place)
+  assert found.model.vocab_size == 280 and assets.keys() == {'tokenizer', 'labels'} and assets['labels'] == ['a', 'b']
+  manager.save_weights(tmp_path / 'bare', random_params(Data2vec2(config), 0), None, config)
+  with pytest.raises(InputError, match=r'bare: is a checkpoint without tokenizer; give one with config\.data\.tokenizer'):
+    weights.read_tokenizer(tmp_path / 'bare')
+
+
+def test_the_tokenizer_of_a_file_or_folder(tokenizer, tmp_path):
+  (tmp_path / 'tokenizer.json').write_text(tokenizer.to_text())
+  for place in (tmp_path, tmp_path / 'tokenizer.json'):
+    assert weights.read_tokenizer(place).fingerprint == tokenizer.fingerprint
+  with pytest.raises(InputError, match='nowhere'):
+    weights.read_tokenizer(tmp_path / 'nowhere')
+
+
+def test_what_belongs_to_weights_of_the_reference_is_their_config(tmp_path):
+  config, assets = weights.read_meta(RELEASED)
+  assert config.modality == 'image' and assets == {}
+
+
+def test_another_vocabulary_is_refused_with_the_reason(text):
+  place, _, config = text
+  config.model.vocab_size = 300
+  objective = Data2vec2(config)
+  with pytest.raises(InputError) as caught:
+    weights.matching(place, *shapes_of(objective))
+  assert str(caught.value).startswith(
+    f'{place}: its vocabulary has 280 entries, config.model.vocab_size is 300; embeddings of another vocabulary mean nothing'
+  )
+  assert '\n' not in str(caught.value)
+  # Another number of positions is another array like any other.
+  config.model.update(vocab_size=280, max_positions=41)
+  with pytest.raises(InputError, match=r'encoder/local_encoder/position_embedding is \(42, 16\) there, \(43, 16\) in this'):
+    weights.matching(place, *shapes_of(Data2vec2(config)))
+
+
+def test_sentences_take_the_network_and_not_the_recipe_of_their_weights(text, tmp_path):
+  place, params, _ = text
+  config = text_config('sentence')
+  config.init_from = str(place)
+  config.model.dropout.embedding = 0.25
+  found = weights.with_architecture(config, tmp_path / 'run')
+  assert (found.model.vocab_size, found.model.max_positions) == (280, 40) and found.model.dropout.embedding == 0.25
+  objective = SentencePrediction(found, 3)
+  started, teacher = weights.matching(place, *shapes_of(objective))
+  assert teacher == {}
+  assert_same(started, {'encoder': params['encoder']})
+
+
+def test_a_teacher_of_blocks_is_read_and_made_of_blocks(text, tmp_path):
+  place, params, config = text
+  method = Data2vec2(config)
+  _, teacher = weights.matching(place, *shapes_of(method))
+  assert_same(teacher, method.init_teacher(random_params(method, 1)))
+  manager.save_weights(tmp_path / 'alone', params, None, config)
+  _, teacher = weights.matching(tmp_path / 'alone', *shapes_of(method))
+  assert teacher['encoder'].keys() == {'block_0', 'block_1'}
+  assert_same(teacher, method.init_teacher(params))
 
 
 def test_nothing_there(tmp_path):

@@ -12,16 +12,18 @@ from d2v_jax.data.order import speech_buckets
 from d2v_jax.errors import InputError
 from d2v_jax.modalities import MODALITIES, image
 from d2v_jax.parallel import mesh
-from tests.train.tiny import ROOT, get_config, speech_config
+from tests.train.tiny import ROOT, get_config, speech_config, text_config
 
 FILES = sorted(str(path.relative_to(ROOT / 'configs').with_suffix('')) for path in (ROOT / 'configs').rglob('*.py'))
-HOURS = ('10m', '1h', '10h', '100h', '960h')
+GLUE = ('cola', 'mnli', 'mrpc', 'qnli', 'qqp', 'rte', 'sst2', 'stsb')
 RECIPES = {
   'images': ('image_base', 'image_large', 'image_huge', 'image_huge14'),
   'speech': ('audio_base', 'audio_large'),
   'ctc': tuple(
     f'finetune/ctc_{hours}:{size}' for size in ('base', 'large') for hours in ('10m', '1h', '10h', '100h', '960h')
   ),
+  'text': ('text_base', 'text_large', 'text_large_1m'),
+  'glue': tuple(f'finetune/glue_{task}' for task in GLUE),
 }
 
 # Our field -> its value in the released recipes of a kind, or one value where they agree.
@@ -94,6 +96,7 @@ IMAGES = {
   'decoder.positions': '',
   'decoder.projection_layers': 1,
   'decoder.projection_ratio': 2.0,
+  'decoder.projection_init': 'fan_in',
   'decoder.input_dropout': 0.0,
   'optimizer.beta1': 0.9,
   'optimizer.beta2': 0.95,
@@ -162,6 +165,101 @@ SPEECH = {
   'health.min_target_std': 0.1,
   'health.min_pred_std': 0.01,
 }
+TEXT = {
+  **{name: value for name, value in IMAGES.items() if name not in ONLY_IMAGES},
+  'modality': 'text',
+  'total_steps': (1_000_000, 600_000, 1_000_000),
+  'batch_size': (16 * 4, 32 * 2, 32 * 2),
+  'learning_rate': (2e-4, 1e-4, 1e-4),
+  'checkpoint_keep_every': 50_000,
+  'data.block_tokens': 512,
+  'model.max_positions': 512,
+  'model.vocab_size': 50_265,  # of the usual dictionary, of which the files say nothing
+  'model.embed_dim': (768, 1024, 1024),
+  'model.prenet_depth': 0,
+  'model.depth': (12, 24, 24),
+  'model.num_heads': (12, 16, 16),
+  'model.norm_eps': 1e-5,
+  'model.extra_tokens': 0,
+  'model.dropout.embedding': 0.1,
+  'model.dropout.attention': 0.1,
+  'model.dropout.attention_output': 0.1,
+  'model.dropout.mlp_output': 0.1,
+  'mask.ratio': (0.48, 0.5, 0.5),
+  'mask.adjust': 0.0,
+  'mask.block_size': 1,
+  'mask.inverse': False,
+  'data2vec2.masks_per_example': 8,
+  'data2vec2.average_top_k': (12, 24, 24),
+  'data2vec2.target_layer_norms': (('instance',), ('layer',), ('layer',)),
+  'data2vec2.target_norms': ((), ('instance',), ('instance',)),
+  'data2vec2.loss_beta': (0.0, 0.0, 4.0),
+  'data2vec2.loss_scale': 1.0,
+  'data2vec2.cls_loss': 0.0,
+  'data2vec2.ema_decay': 0.9999,
+  'data2vec2.ema_end_decay': 0.99999,
+  'data2vec2.ema_anneal_steps': 100_000,
+  'data2vec2.teacher_scope': 'blocks',
+  'decoder.dim': 768,
+  'decoder.layers': 5,
+  'decoder.kernel': 9,
+  'decoder.groups': 1,
+  'decoder.residual': False,
+  'decoder.projection_layers': 2,
+  'decoder.projection_init': 'normal',
+  'decoder.input_dropout': 0.1,
+  'optimizer.beta2': 0.98,
+  'optimizer.eps': 1e-6,
+  'optimizer.weight_decay': 0.01,
+  'optimizer.clip_norm': 1.0,
+  'schedule.warmup_steps': 4_000,
+  'health.min_target_std': 0.1,
+  'health.min_pred_std': 0.01,
+}
+# In the order of GLUE.
+PAIR = ('sentence1', 'sentence2')
+SENTENCES = {
+  'task': 'sentence',
+  'method': '',
+  'modality': 'text',
+  'seed': 1,
+  'total_steps': (5336, 123_873, 2296, 33_112, 113_272, 2036, 20_935, 3598),
+  'total_epochs': 0.0,
+  'batch_size': (16, 32, 16, 32, 32, 16, 32, 16),
+  'accumulate_steps': 1,
+  'learning_rate': (2e-5,) * 7 + (4e-5,),
+  # The columns of GLUE's own files.
+  'data.text_columns': (
+    *(('3',), PAIR, ('#1 String', '#2 String'), ('question', 'sentence'), ('question1', 'question2')),
+    *(PAIR, ('sentence',), PAIR),
+  ),
+  'data.label_column': ('1', 'gold_label', 'Quality', 'label', 'is_duplicate', 'label', 'label', 'score'),
+  'data.header': (False,) + (True,) * 7,
+  'data.train_file': 'train.tsv',
+  'data.test_files': (('dev.tsv',), ('dev_matched.tsv', 'dev_mismatched.tsv'), *(('dev.tsv',),) * 6),
+  'data.predict_file': '',
+  'data.holdout': 0.0,
+  'sentence.kind': ('classification',) * 7 + ('regression',),
+  'sentence.metric': (
+    *('matthews', 'accuracy', 'accuracy_f1', 'accuracy', 'accuracy_f1', 'accuracy', 'accuracy', 'pearson_spearman'),
+  ),
+  # Those of the pretraining.
+  'model.dropout.embedding': 0.1,
+  'model.dropout.entry': 0.0,
+  'model.dropout.attention': 0.1,
+  'model.dropout.attention_output': 0.1,
+  'model.dropout.activation': 0.0,
+  'model.dropout.mlp_output': 0.1,
+  'model.layer_drop': 0.0,
+  'model.prenet_layer_drop': 0.0,
+  'optimizer.beta1': 0.9,
+  'optimizer.beta2': 0.98,
+  'optimizer.eps': 1e-6,
+  'optimizer.weight_decay': 0.1,
+  'optimizer.clip_norm': 0.0,
+  'schedule.name': 'linear',
+  'schedule.warmup_steps': (320, 7432, 137, 1986, 28_318, 122, 1256, 214),
+}
 # The size of the network is that of the weights it starts from.
 ARCHITECTURE = {
   *('embed_dim', 'prenet_depth', 'depth', 'num_heads', 'mlp_ratio', 'norm_eps', 'extra_tokens', 'init_std', 'conv_layers'),
@@ -206,7 +304,7 @@ CTC = {
   'schedule.initial_scale': 0.01,
   'schedule.final_scale': 0.05,
 }
-RELEASED = {'images': IMAGES, 'speech': SPEECH, 'ctc': CTC}
+RELEASED = {'images': IMAGES, 'speech': SPEECH, 'ctc': CTC, 'text': TEXT, 'glue': SENTENCES}
 # Fields the recipes have nothing to say about.
 COMMON = {
   *('dtype', 'remat', 'checkpoint_every', 'pictures', 'init_from', 'mesh.data', 'mesh.fsdp'),
@@ -226,6 +324,14 @@ OURS = {
   | {'log_every', 'eval_every', 'checkpoint_keep_every', 'data.holdout', 'data.bucket_seconds'}
   | {'schedule.warmup_steps', 'schedule.min_learning_rate', 'health.min_target_std', 'health.min_pred_std'}
   | {'eval.beam_width', 'eval.language_model', 'eval.batch_size'},
+  'text': COMMON
+  | TRI_STAGE
+  | {'data.tokenizer', 'data.lines', 'data.cache', 'data2vec2.cls_loss_examples', 'eval.batch_size', 'eval.controls'},
+  'glue': COMMON
+  | TRI_STAGE
+  | {f'model.{name}' for name in ARCHITECTURE - {'conv_layers', 'conv_init'} | {'vocab_size', 'max_positions'}}
+  | {'log_every', 'eval_every', 'checkpoint_keep_every', 'data.tokenizer', 'data.bucket_tokens', 'eval.batch_size'}
+  | {'schedule.min_learning_rate', 'health.min_target_std', 'health.min_pred_std'},
 }
 # tokens, block centres, visible, masked; student tokens; views per update; epochs of ImageNet-1k; CLS weight as a mean
 DERIVED = {
@@ -277,10 +383,8 @@ def test_every_config_file_is_valid(name):
 def test_the_released_recipes_are_there():
   names = {name.partition(':')[0] for names in RECIPES.values() for name in names}
   assert names <= set(FILES)
-  assert {name for name in FILES if name.startswith('finetune/')} - names == {
-    'finetune/ctc_tiny',
-    'finetune/quickstart_speech',
-  }
+  own = {'ctc_tiny', 'quickstart_speech', 'sentence'}
+  assert {name.removeprefix('finetune/') for name in set(FILES) - names if name.startswith('finetune/')} == own
 
 
 @pytest.mark.parametrize(('kind', 'name'), [(kind, name) for kind, names in RECIPES.items() for name in names])
@@ -339,25 +443,45 @@ def test_derived_quantities_of_the_speech_recipes(name, counts, rows):
   assert all(0.85 * budget <= count * length <= budget for count, length in zip(rows, seconds))
 
 
+@pytest.mark.parametrize(('name', 'visible'), [('text_base', 266), ('text_large', 256), ('text_large_1m', 256)])
+def test_derived_quantities_of_the_text_recipes(name, visible):
+  config = load(name)
+  modality = MODALITIES['text'](config)
+  masks = modality.masks(modality.grid(modality.example))
+  assert (masks.num_tokens, masks.num_visible) == (512, visible)
+  assert config.batch_size * config.data.block_tokens == 32_768
+  assert config.batch_size * config.data2vec2.masks_per_example == 512
+
+
+@pytest.mark.parametrize('name', RECIPES['glue'])
+def test_weight_decay_of_the_glue_recipes_is_of_everything(name):
+  assert load(name).optimizer.decay_all
+
+
 def test_a_config_holds_what_its_task_and_modality_read():
-  image_fields, speech_fields, ctc_fields = (
-    set(field_names(default_config(*kind))) for kind in (('image',), ('audio',), ('audio', 'ctc'))
+  image_fields, speech_fields, ctc_fields, text_fields, sentence_fields = (
+    set(field_names(default_config(*kind)))
+    for kind in (('image',), ('audio',), ('audio', 'ctc'), ('text',), ('text', 'sentence'))
   )
   assert 'config.data.crop_area' in image_fields - speech_fields - ctc_fields
   assert 'config.data.bucket_seconds' in (speech_fields & ctc_fields) - image_fields
   assert 'config.mask.ratio' in (image_fields & speech_fields) - ctc_fields
   assert 'config.ctc.freeze_steps' in ctc_fields - speech_fields - image_fields
+  assert 'config.data.block_tokens' in text_fields - sentence_fields - image_fields - speech_fields
+  assert 'config.model.max_positions' in (text_fields & sentence_fields) - image_fields - speech_fields - ctc_fields
+  assert 'config.sentence.kind' in sentence_fields - text_fields - ctc_fields
   known = configs.known_fields()
-  assert known.keys() == image_fields | speech_fields | ctc_fields
+  assert known.keys() == image_fields | speech_fields | ctc_fields | text_fields | sentence_fields
   assert known['config.seed'] == known['config.mask.ratio'] == 'pretrain on image'
   assert known['config.data.bucket_seconds'] == 'pretrain on audio'
   assert known['config.ctc.freeze_steps'] == 'ctc on audio'
+  assert known['config.model.vocab_size'] == 'pretrain on text' and known['config.sentence.kind'] == 'sentence on text'
   with pytest.raises(InputError, match=r'config\.task: ctc on image does not exist; there are .*ctc on audio'):
     default_config('image', 'ctc')
 
 
 def test_the_tiny_configs_of_the_tests_are_valid():
-  for config in (get_config(), speech_config(), speech_config('ctc')):
+  for config in (get_config(), speech_config(), speech_config('ctc'), text_config(), text_config('sentence')):
     validate(config)
     MODALITIES[config.modality](config)
 
@@ -370,7 +494,7 @@ def test_the_tiny_configs_of_the_tests_are_valid():
     ('dtype', 'float16', ("'float16'", "'bfloat16'", "'float32'")),
     ('model.alibi', 'manhatan', ("'manhatan'", "did you mean 'manhattan'")),
     ('eval.features', 'layer', ("'layer'", "did you mean 'layers'")),
-    ('schedule.name', 'linear', ("'linear'", "'cosine'")),
+    ('schedule.name', 'lineal', ("'lineal'", "'cosine'", "did you mean 'linear'")),
     ('batch_size', 0, ('0', 'at least 1')),
     ('log_every', -1, ('-1', 'at least 1')),
     ('learning_rate', -0.1, ('-0.1', 'at least 0')),
@@ -460,6 +584,67 @@ def test_a_value_of_speech_that_cannot_work_is_refused(task, field, value, named
   assert text.startswith(f'config.{field}: ') and '\n' not in text
   for part in named:
     assert part in text
+
+
+@pytest.mark.parametrize(
+  ('task', 'field', 'value', 'named'),
+  [
+    ('sentence', 'modality', 'audio', ("'audio'", "allowed: 'text'")),
+    ('sentence', 'method', 'data2vec2', ("'data2vec2'",)),
+    ('pretrain', 'data.lines', 'wraped', ("'wraped'", "did you mean 'wrapped'")),
+    ('pretrain', 'data.block_tokens', 33, ('33', 'from 3 to model.max_positions 32')),
+    ('pretrain', 'data.block_tokens', 2, ('2', 'from 3')),
+    ('pretrain', 'model.max_positions', 0, ('0', 'at least')),
+    ('sentence', 'model.max_positions', 7, ('7', 'at least 8')),
+    ('pretrain', 'data2vec2.teacher_scope', 'block', ("'block'", "did you mean 'blocks'")),
+    ('pretrain', 'decoder.projection_init', 'fanin', ("'fanin'", "did you mean 'fan_in'")),
+    ('pretrain', 'model.dropout.embedding', 1.0, ('1.0', 'from 0 to below 1')),
+    ('pretrain', 'mask.ratio', 1.0, ('1.0', '0 of 24 tokens visible')),
+    ('pretrain', 'mask.ratio', 0.0, ('0.0', '24 of 24 tokens visible')),
+    ('sentence', 'data.bucket_tokens', (), ('()', 'ascending')),
+    ('sentence', 'data.bucket_tokens', (16, 8), ('(16, 8)', 'ascending')),
+    ('sentence', 'data.bucket_tokens', (16, 16), ('(16, 16)', 'ascending')),
+    ('sentence', 'data.bucket_tokens', (1, 16), ('(1, 16)', 'at least 8')),
+    ('sentence', 'data.text_columns', (), ('()', 'one column, or two for pairs')),
+    ('sentence', 'data.text_columns', ('a', 'b', 'c'), ("('a', 'b', 'c')", 'one column, or two for pairs')),
+    ('sentence', 'sentence.kind', 'regresion', ("'regresion'", "did you mean 'regression'")),
+    ('sentence', 'sentence.metric', 'accurancy', ("'accurancy'", "did you mean 'accuracy'")),
+    ('sentence', 'sentence.metric', 'pearson_spearman', ("'pearson_spearman'", 'classification', 'is for regression')),
+  ],
+)
+def test_a_value_of_text_that_cannot_work_is_refused(task, field, value, named):
+  config = text_config(task)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(InputError) as caught:
+    validate(config)
+    MODALITIES['text'](config)
+  text = str(caught.value)
+  assert text.startswith(f'config.{field}: ') and '\n' not in text
+  for part in named:
+    assert part in text
+
+
+@pytest.mark.parametrize('metric', ['accuracy', 'f1', 'matthews', 'accuracy_f1'])
+def test_metrics_of_classes_do_not_score_a_regression(metric):
+  config = text_config('sentence')
+  config.sentence.update(kind='regression', metric=metric)
+  with pytest.raises(
+    InputError, match=rf"^config\.sentence\.metric: '{metric}' does not score a regression; 'pearson_spearman'"
+  ):
+    validate(config)
+  config.sentence.metric = 'pearson_spearman'
+  validate(config)
+
+
+def test_an_evaluation_of_sentences_needs_a_table():
+  config = text_config('sentence')
+  config.data.test_files = ()
+  validate(config)  # there is none
+  config.eval_every = 3
+  with pytest.raises(InputError, match=r'^config\.data\.test_files: empty; name the table .* or set config\.eval_every=0'):
+    validate(config)
+  config.data.holdout = 0.1
+  validate(config)
 
 
 def test_fields_that_need_an_extra_token():

@@ -11,6 +11,7 @@ from d2v_jax.checkpoints import manager
 from d2v_jax.config import default_config
 from d2v_jax.data import audio
 from d2v_jax.data.images import eval_image
+from d2v_jax.data.tokenizer import framed, padded, train_tokenizer
 from d2v_jax.errors import InputError, RunError
 from d2v_jax.extract import extract
 from d2v_jax.methods.data2vec2 import Data2vec2
@@ -190,4 +191,146 @@ def test_files_of_the_other_kind(weights, speech_weights, folder, recordings, tm
   ):
     with pytest.raises(InputError, match=said):
       extract(str(model), str(source), str(tmp_path / 'out.npz'))
+  assert not (tmp_path / 'out.npz').exists()
+
+
+# --- text
+
+LINES = {  # file -> what it holds, and its lines that are not blank, by their numbers
+  'b.txt': (b'\xef\xbb\xbfthe river\r\n \t\r\n  the old dog  \r\n', {1: 'the river', 3: '  the old dog  '}),
+  'a/deep/many.TXT': (
+    ''.join(f'{"the rain " * (number % 4)}{number}\n' for number in range(1, 24)).encode(),
+    {number: f'{"the rain " * (number % 4)}{number}' for number in range(1, 24)},
+  ),
+  'a/long.txt': ('\n\n' + 'É 👍🏽 漢字 the sea. ' * 4, {3: 'É 👍🏽 漢字 the sea. ' * 4}),
+  'empty.txt': (b'', {}),
+  'notes.md': (b'not read', {}),
+}
+
+
+@pytest.fixture(scope='module')
+def text_model(tmp_path_factory):
+  """(checkpoint, the same without tokenizer, folder with the tokenizer): of at most 32 tokens."""
+  root = tmp_path_factory.mktemp('weights')
+  config = tiny.text_config()
+  params = tiny.random_params(Data2vec2(config), 0)
+  tokenizer = train_tokenizer(['the river the rain the sea the old dog'] * 2, 300)
+  manager.save_weights(root / 'text', params, None, config, {'tokenizer': tokenizer.to_text()})
+  manager.save_weights(root / 'bare', params, None, config)
+  for folder, saved in (('tokenizer', tokenizer), ('other', train_tokenizer(['a cat'] * 2, 300))):
+    (root / folder).mkdir()
+    (root / folder / 'tokenizer.json').write_text(saved.to_text())
+  (root / 'smaller.json').write_text(train_tokenizer(['a'], 299).to_text())
+  return root
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  root = tmp_path_factory.mktemp('texts')
+  for name, (content, _) in LINES.items():
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+  return root
+
+
+def of_texts(text_model):
+  """For each file and line number: the line, its features and its offsets, by the model itself."""
+  model = d2v_jax.load(text_model / 'text')
+  long = LINES['a/long.txt'][1][3]
+  long_ids, long_offsets = model.tokenizer.encode_with_offsets(long.strip())
+  assert 60 < len(long_ids) < 90  # the model takes 30 at once, and <s> and </s>
+  lines = [(name, *line) for name in sorted(LINES) for line in LINES[name][1].items()]
+  encoded = [model.tokenizer.encode_framed(line) for _, _, line in lines if line != long]
+  parts = [framed(long_ids[start : start + 30]) for start in (0, 30, 60)]
+  features = np.asarray(model.features(*padded([ids for ids, _ in encoded] + parts)))
+  features = [rows[1 : len(ids) - 1] for rows, ids in zip(features, [ids for ids, _ in encoded] + parts)]
+  offsets = [offsets[1:-1] for _, offsets in encoded]
+  place = [line for _, _, line in lines].index(long)
+  features.insert(place, np.concatenate(features[-3:]))
+  offsets.insert(place, long_offsets)
+  return [(*line, *found) for line, *found in zip(lines, features[:-3], offsets, strict=True)]
+
+
+def test_features_of_texts(text_model, texts, tmp_path, monkeypatch, fast):
+  monkeypatch.setattr(d2v_jax.extract, '_BATCH_TOKENS', 64)  # several batches, of several lengths
+  monkeypatch.setattr(d2v_jax.extract, '_LENGTH_STEP', 8)
+  extract(str(text_model / 'text'), str(texts), str(tmp_path / 'out.npz'))
+  extract(str(text_model / 'text'), str(texts), str(tmp_path / 'mean.npz'), 'mean')
+  names, numbers, lines, features, offsets = zip(*of_texts(text_model), strict=True)
+  assert len(lines) == 26
+  with np.load(tmp_path / 'out.npz', allow_pickle=False) as found, np.load(tmp_path / 'mean.npz') as mean:
+    assert set(found.files) == {'files', 'lines', 'texts', 'features', 'offsets', 'starts'}
+    assert set(mean.files) == {'files', 'lines', 'texts', 'features'}
+    for arrays in (found, mean):
+      assert (arrays['files'].tolist(), arrays['lines'].tolist()) == (list(names), list(numbers))
+      assert arrays['texts'].tolist() == list(lines)
+    assert found['lines'].dtype == found['starts'].dtype == found['offsets'].dtype == np.int64
+    assert found['features'].dtype == mean['features'].dtype == np.float32
+    assert found['starts'].tolist() == np.cumsum([0, *map(len, features)]).tolist()
+    np.testing.assert_allclose(found['features'], np.concatenate(features), atol=1e-4)
+    np.testing.assert_array_equal(found['offsets'], np.concatenate(offsets))
+    np.testing.assert_allclose(mean['features'], [rows.mean(0) for rows in features], atol=1e-4)
+    assert np.ptp(found['features'], axis=0).min() > 1e-3  # the texts are told apart
+    # Offsets point into the line as it is.
+    dog = names.index('b.txt') + 1
+    words = [found['texts'][dog][start:end] for start, end in found['offsets'][slice(*found['starts'][dog : dog + 2])]]
+    assert ''.join(words) == 'the old dog' and words[:2] == ['the', ' old']
+
+
+def test_the_command_on_one_text_file_with_a_tokenizer(text_model, tmp_path):
+  path = tmp_path / 'book'  # of any name
+  path.write_text('\nthe river\nthe 👍\n')
+  arguments = (f'--input={path}', f'--output={tmp_path / "out.npz"}')
+  options = (f'--checkpoint={text_model / "bare"}', f'--tokenizer={text_model / "tokenizer"}')
+  done = tiny.run('extract', *options, *arguments)
+  assert done.returncode == 0, done.stderr
+  assert '1 files: features [8, 16]' in done.stderr
+  model = d2v_jax.load(text_model / 'text')
+  with np.load(tmp_path / 'out.npz', allow_pickle=False) as found:
+    assert (found['files'].tolist(), found['lines'].tolist()) == (['book'] * 2, [2, 3])
+    assert found['texts'].tolist() == ['the river', 'the 👍'] and found['starts'].tolist() == [0, 2, 8]
+    assert found['offsets'].tolist() == [[0, 3], [3, 9], [0, 3], [3, 4], *[[4, 5]] * 4]
+    features = np.asarray(model.features(['the river', 'the 👍']))
+    np.testing.assert_allclose(found['features'], np.concatenate([features[0, 1:3], features[1, 1:7]]), atol=1e-4)
+  path.write_bytes(b'fine\ncaf\xe9 noir')
+  said = tiny.message(tiny.run('extract', *options, *arguments), 2)
+  assert said.startswith(f'--input: {path}: byte 0xe9 at offset 8 is not UTF-8') and 'iconv -f LATIN1' in said
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    (None, r'--input: .* holds no \*\.txt files at any depth'),
+    (b'a\0b', r'--input: .*x\.txt: byte 0 at offset 1 '),
+    (b'ok\n\xe9', r'--input: .*x\.txt: byte 0xe9 at offset 3 is not UTF-8'),
+    (b' \n\t\r\n\n', r'--input: .* holds no text: all lines are blank'),
+    (b'', r'--input: .* holds no text'),
+    (b'a\nthe sea and more', r'--input: .*x\.txt:2: has 16 characters; .* 2 lines, .* break long lines up'),
+  ],
+)
+def test_texts_that_cannot_be_read(text_model, tmp_path, content, said, monkeypatch):
+  monkeypatch.setattr(d2v_jax.extract, '_MOST_TEXT', 100)
+  if content is not None:
+    (tmp_path / 'x.txt').write_bytes(content)
+  with pytest.raises(InputError, match=said) as error:
+    extract(str(text_model / 'text'), str(tmp_path), str(tmp_path / 'out.npz'))
+  assert '\n' not in str(error.value) and not (tmp_path / 'out.npz').exists()
+
+
+def test_tokenizers_that_cannot_be_used(text_model, weights, folder, texts, tmp_path):
+  golden = tiny.ROOT / 'tests' / 'golden' / 'd2v2_text' / 'checkpoint.pt'
+  for checkpoint, given, said in (
+    (text_model / 'bare', '', r'--tokenizer: missing; .*bare has none'),
+    (golden, '', r'--tokenizer: missing; .*checkpoint\.pt has none'),
+    (golden, text_model / 'tokenizer', r'--tokenizer: the tokenizer has 300 entries, .* model 40'),
+    (text_model / 'bare', text_model / 'smaller.json', r'--tokenizer: the tokenizer has 299 entries'),
+    (text_model / 'bare', text_model / 'bare', r'--tokenizer: .*bare: is a checkpoint without tokenizer; .* --tokenizer'),
+    (text_model / 'bare', tmp_path / 'nowhere', r'--tokenizer: .*nowhere: cannot be read'),
+    (text_model / 'text', text_model / 'other', r'--tokenizer: .*other is another tokenizer than that of .*text; leave it'),
+    (weights, text_model / 'tokenizer', r'--tokenizer: .* is a model of image, which has none; leave it out'),
+  ):
+    source = folder if checkpoint == weights else texts
+    with pytest.raises(InputError, match=said) as error:
+      extract(str(checkpoint), str(source), str(tmp_path / 'out.npz'), tokenizer=str(given) if given else '')
+    assert '\n' not in str(error.value) and 'config.' not in str(error.value)
   assert not (tmp_path / 'out.npz').exists()

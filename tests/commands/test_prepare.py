@@ -79,7 +79,7 @@ if __name__ == '__main__':
 """
 
 
-def test_after_sigkill_it_goes_on_to_the_same_bytes(tmp_path):
+def test_after_a_signal_it_goes_on_to_the_same_bytes(tmp_path):
   (tmp_path / 'book').write_text(LINES * 20)
   program = tmp_path / 'program.py'
   program.write_text(_PROGRAM)
@@ -87,12 +87,13 @@ def test_after_sigkill_it_goes_on_to_the_same_bytes(tmp_path):
   whole = tiny.finish(run(tmp_path / 'whole'))
   assert whole.returncode == 0, whole.stderr
   out, rows = tmp_path / 'out', 0
-  for _ in range(3):
+  for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
     process = run(out)
     with tiny.killed_at_the_end(process):
       tiny.wait_for(lambda: count(out / 'journal.jsonl') > rows + 5, process)  # noqa: B023
       workers = children(process.pid)
-      process.send_signal(signal.SIGKILL)
+      process.send_signal(number)
+      tiny.finish(process, 20)
     assert workers and not (out / 'prepared.json').exists()
     done, rows = rows, count(out / 'journal.jsonl')
     assert rows > done

@@ -18,8 +18,9 @@ from d2v_jax.data.letters import decode
 from d2v_jax.data.loader import TrainLoader, eval_batches
 from d2v_jax.data.order import example_indices, plan_batches
 from d2v_jax.data.sources import open_source
+from d2v_jax.data.tokenizer import PAD
 from d2v_jax.errors import InputError, RunError
-from tests.train.tiny import speech_config
+from tests.train.tiny import speech_config, text_config
 
 NUM_IMAGES = 20
 
@@ -276,6 +277,72 @@ def test_evaluation_hears_every_clip_uncut_once(task):
   assert sorted(seen) == sorted(indices)
 
 
+# --- text
+
+
+class Texts:
+  """Tokens of known lengths with labels; some cannot be read."""
+
+  def __init__(self, lengths, labels, unreadable=()):
+    self.lengths, self.labels, self.unreadable = np.array(lengths), labels, unreadable
+
+  def __len__(self):
+    return len(self.lengths)
+
+  def name(self, index):
+    return f'text {index}'
+
+  def tokens(self, index):
+    return np.random.default_rng(index).integers(4, 299, self.lengths[index]).astype(np.int32)
+
+  def read(self, index):
+    if index in self.unreadable:
+      raise ValueError('damaged')
+    return {'tokens': self.tokens(index), 'label': self.labels[index]}
+
+
+def test_pretraining_sees_blocks():
+  source, config = Texts([24] * 9, [0] * 9, unreadable=(4,)), text_config()
+  with TrainLoader(config, source, 0, (0, 1)) as loader:
+    for step in range(9):
+      batch, indices = next(loader), example_indices(config.seed, step, 4, 9)
+      assert batch.keys() == {'tokens', 'valid'}
+      assert batch['tokens'].shape == (4, 24) and batch['tokens'].dtype == np.int32
+      np.testing.assert_array_equal(batch['valid'], indices != 4)
+      for row, index in enumerate(indices):
+        np.testing.assert_array_equal(batch['tokens'][row], source.tokens(index) if index != 4 else PAD)
+
+
+LABELS = {'classification': [0, 2, 1, 1, 0, 2, 0, 1, 2, 0], 'regression': np.linspace(0, 5, 10, dtype=np.float32)}
+
+
+@pytest.mark.parametrize('kind', LABELS)
+@pytest.mark.parametrize('evaluation', [False, True])
+def test_sentences_are_padded_and_keep_their_length_and_label(kind, evaluation):
+  source = Texts([8, 9, 3, 16, 32, 5, 6, 7, 20, 12], LABELS[kind], unreadable=(2,))
+  config = text_config('sentence')
+  config.sentence.kind = kind
+  if evaluation:
+    batches = [(batch, batch['index']) for batch in eval_batches(config, source, np.arange(10), 4)]
+    assert sorted(index for _, indices in batches for index in indices if index >= 0) == list(range(10))
+  else:
+    plan = plan_batches(config, source)
+    with TrainLoader(config, source, 0, (0, 1)) as loader:
+      batches = [(next(loader), plan.batch(step)[0]) for step in range(8)]
+  assert len({batch['tokens'].shape for batch, _ in batches}) > 1
+  for batch, indices in batches:
+    assert batch.keys() - {'index'} == {'tokens', 'length', 'label', 'valid'} and len(batch['tokens']) == 4
+    assert batch['label'].dtype == (np.int32 if kind == 'classification' else np.float32)
+    np.testing.assert_array_equal(batch['valid'], (indices != 2) & (indices != -1))
+    for row, index in enumerate(indices):
+      if batch['valid'][row]:
+        assert batch['length'][row] == source.lengths[index] and batch['label'][row] == source.labels[index]
+        np.testing.assert_array_equal(batch['tokens'][row, : source.lengths[index]], source.tokens(index))
+      else:
+        assert batch['length'][row] == 0 and (batch['label'][row] == -1 or np.isnan(batch['label'][row]))
+      assert (batch['tokens'][row, batch['length'][row] :] == PAD).all()
+
+
 # --- processes
 
 
@@ -309,6 +376,7 @@ import multiprocessing, sys
 from d2v_jax.config import default_config
 from d2v_jax.data.loader import TrainLoader
 from d2v_jax.data.sources import open_source
+from d2v_jax.data.tokenizer import PAD
 if __name__ == '__main__':
   config = default_config()
   config.batch_size = 8

@@ -1,13 +1,23 @@
 """The order of examples: every example once an epoch, any step in constant time, the same for ever."""
 
+import itertools
 import time
 import types
 
 import numpy as np
 import pytest
 
-from d2v_jax.data.order import Bucket, Plan, eval_buckets, example_indices, permute, plan_batches, speech_buckets
-from tests.train.tiny import get_config, speech_config
+from d2v_jax.data.order import (
+  Bucket,
+  Plan,
+  eval_buckets,
+  example_indices,
+  permute,
+  plan_batches,
+  sentence_buckets,
+  speech_buckets,
+)
+from tests.train.tiny import get_config, speech_config, text_config
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 7, 64, 1000, 1025])
@@ -195,3 +205,91 @@ def test_evaluation_has_every_clip_uncut_once():
   assert sorted(np.concatenate([bucket.members for bucket in buckets])) == sorted(indices)
   for bucket in buckets:
     assert (source.lengths[bucket.members] <= bucket.shape[0]).all()
+
+
+# --- text
+
+
+def sentences(batch_size=4, buckets=(8, 16, 32)):
+  config = text_config('sentence')
+  config.batch_size = batch_size
+  config.data.bucket_tokens = buckets
+  return config
+
+
+def checked(config, lengths):
+  """The buckets of texts of these lengths, after what holds of all: each text once, where it fits, in full batches."""
+  lengths = np.array(lengths)
+  buckets = sentence_buckets(config, lengths)
+  sizes = [bucket.shape[0] for bucket in buckets]
+  assert sizes == sorted(set(sizes)) and set(sizes) <= set(config.data.bucket_tokens)
+  np.testing.assert_array_equal(np.sort(np.concatenate([bucket.members for bucket in buckets])), np.arange(len(lengths)))
+  for bucket in buckets:
+    assert bucket.rows == config.batch_size and lengths[bucket.members].max() <= bucket.shape[0]
+    assert len(bucket.members) >= min(config.batch_size, len(lengths))
+    np.testing.assert_array_equal(bucket.members, np.sort(bucket.members))
+  # No text is in a longer bucket than a longer text is.
+  for shorter, longer in itertools.pairwise(buckets):
+    assert lengths[shorter.members].max() <= lengths[longer.members].min()
+  return {bucket.shape[0]: sorted(lengths[bucket.members].tolist()) for bucket in buckets}
+
+
+def test_a_text_is_in_the_shortest_bucket_that_holds_it():
+  lengths = [3, 8, 5, 2, 9, 16, 10, 12, 17, 32, 20, 30, 8]
+  assert checked(sentences(), lengths) == {8: [2, 3, 5, 8, 8], 16: [9, 10, 12, 16], 32: [17, 20, 30, 32]}
+
+
+def test_a_bucket_that_is_not_full_takes_the_longest_of_the_shorter_ones():
+  assert checked(sentences(), [3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 30]) == {
+    8: [3, 4, 5, 6], 16: [7, 9, 10, 11], 32: [12, 13, 14, 30],
+  }  # fmt: skip
+
+
+def test_where_too_few_are_left_for_a_batch_they_go_along():
+  assert checked(sentences(), [3, 4, 5, 9, 10, 11, 12, 30]) == {16: [3, 4, 5, 9], 32: [10, 11, 12, 30]}
+  assert checked(sentences(), [2, 3, 5, 8, 9, 10, 12, 14, 16, 17, 32]) == {16: [2, 3, 5, 8, 9, 10, 12], 32: [14, 16, 17, 32]}
+  assert checked(sentences(), [3, 4, 5, 10, 11, 12, 30]) == {32: [3, 4, 5, 10, 11, 12, 30]}
+  assert checked(sentences(), [3, 4, 5, 10, 11, 12, 13]) == {16: [3, 4, 5, 10, 11, 12, 13]}
+
+
+@pytest.mark.parametrize(('lengths', 'size'), [([5], 8), ([5, 6, 7], 8), ([2, 20], 32), ([9, 9, 9, 9], 16)], ids=str)
+def test_a_tiny_table_is_one_bucket(lengths, size):
+  assert checked(sentences(batch_size=16), lengths) == {size: lengths}
+  plan = Plan(1, sentence_buckets(sentences(batch_size=16), np.array(lengths)))
+  indices, bucket = plan.batch(3)
+  assert len(indices) == 16 and bucket.shape == (size,)
+  assert np.ptp(np.bincount(indices, minlength=len(lengths))) <= 2  # each about as often as any other
+
+
+def test_buckets_of_random_tables_are_sound():
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    lengths = rng.integers(2, rng.choice([9, 17, 33]), rng.integers(1, 60))
+    checked(sentences(int(rng.integers(1, 20))), lengths)
+
+
+def test_plans_of_text():
+  config = text_config()
+  plan = plan_batches(config, range(50))
+  indices, bucket = plan.batch(3)
+  np.testing.assert_array_equal(indices, example_indices(config.seed, 3, 4, 50))
+  assert bucket.shape == (24,) and bucket.rows == 4 and len(plan.buckets) == 1
+  lengths = np.random.default_rng(0).integers(2, 33, 100)
+  plan = plan_batches(sentences(), types.SimpleNamespace(lengths=lengths))
+  shapes = set()
+  for step in range(60):
+    indices, bucket = plan.batch(step)
+    shapes.add(bucket.shape)
+    assert len(indices) == 4 and lengths[indices].max() <= bucket.shape[0]
+  assert shapes == {(8,), (16,), (32,)}
+
+
+def test_evaluation_has_every_text_once_in_the_shortest_bucket():
+  source = types.SimpleNamespace(lengths=np.array([5, 8, 9, 32, 17, 2, 16]))
+  indices = np.array([6, 0, 1, 2, 3, 4, 0])
+  buckets = eval_buckets(sentences(), source, indices, rows=3)
+  assert [(bucket.shape, bucket.rows, bucket.members.tolist()) for bucket in buckets] == [
+    ((8,), 3, [0, 1, 0]), ((16,), 3, [6, 2]), ((32,), 3, [3, 4]),
+  ]  # fmt: skip
+  (bucket,) = eval_buckets(text_config(), range(9), indices, rows=5)
+  assert bucket.shape == (24,) and bucket.rows == 5 and bucket.members.tolist() == indices.tolist()

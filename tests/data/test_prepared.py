@@ -226,15 +226,21 @@ def test_any_interruption_ends_with_the_same_bytes(corpus, tmp_path, monkeypatch
       monkeypatch.setattr(os, 'replace', replace)
     return False
 
+  def leave_halves():
+    for name in ('train.bin.partial', 'test.bin.partial', 'journal.jsonl'):
+      if (out / name).exists():
+        with open(out / name, 'ab') as file:
+          file.write(b'{"train": {"un' if name == 'journal.jsonl' else b'\xff' * 33)
+
   out, stop = tmp_path / 'out', 0
   while True:
     places, stop = 0, stop + 1
     if not interrupted(stop):
       break
-    for name in ('train.bin.partial', 'test.bin.partial', 'journal.jsonl'):
-      if (out / name).exists():
-        with open(out / name, 'ab') as file:
-          file.write(b'{"train": {"un' if name == 'journal.jsonl' else b'\xff' * 33)
+    leave_halves()
+    places = 0
+    if interrupted(6):
+      leave_halves()
     prepare(config, out)
     assert contents(out) == expected, f'interrupted at {stop}'
     for path in out.iterdir():
@@ -267,7 +273,7 @@ def test_it_goes_on_where_it_stopped(corpus, tokenizer, small_units, tmp_path, m
   with pytest.raises(Killed):
     prepare(config, tmp_path / 'other')
   partial = tmp_path / 'other' / 'train.bin.partial'
-  os.truncate(partial, partial.stat().st_size - 1)
+  os.truncate(partial, partial.stat().st_size - 101)
   monkeypatch.setattr(prepared._Tokenise, '__call__', work)
   prepare(config, tmp_path / 'other')
   assert contents(tmp_path / 'other') == contents(tmp_path / 'out')
@@ -394,7 +400,7 @@ def test_another_tokenizer_or_vocabulary_is_refused(folder, tmp_path):
   assert 'config.model.vocab_size: 500' in message and f'set config.model.vocab_size={SIZE}' in message
   (tmp_path / 'other.json').write_text(train_tokenizer(['Something else altogether, else, else.'], SIZE).to_text())
   message = refusal(open_text, config_of(f'prepared:{folder}', tokenizer=str(tmp_path / 'other.json')), 'train')
-  assert f'config.data.tokenizer: {tmp_path / "other.json"} is not the tokenizer that prepared {folder}' in message
+  assert f'config.data.tokenizer: that of {tmp_path / "other.json"} is not the one that prepared {folder}' in message
   (folder / 'tokenizer.json').write_bytes((tmp_path / 'other.json').read_bytes())
   message = refusal(open_text, config_of(f'prepared:{folder}'), 'train')
   assert f'{folder / "tokenizer.json"}: has the fingerprint' in message and f'delete {folder}' in message

@@ -70,6 +70,8 @@ def test_where_units_are_cut_changes_nothing(wrapped, expected, tmp_path, monkey
     assert sum(unit.size for unit in corpus.units) == corpus.size
     cut_at |= {stop for unit in corpus.units for file, _, stop in unit.parts if file == 0}
   assert len(cut_at) > 20, 'the text was hardly cut'
+  monkeypatch.setattr(text_corpora, '_UNIT', 4)
+  assert spelled(read(open_corpora(f'folder:{write(tmp_path / "mark", TEXT[:2] + "ab")}')['train'], wrapped)) == 'ab||'
 
 
 def test_units_end_where_it_matters_least(tmp_path, monkeypatch):
@@ -265,6 +267,44 @@ def test_tfds(file_format, tmp_path):
   write_features({'title': features['title']})
   with pytest.raises(InputError, match="has no feature 'text'; it has title"):
     open_corpora('tfds:books', str(tmp_path))
+
+
+# Lines of their own.
+
+
+def test_lines_of_files(tmp_path):
+  second = write(tmp_path / 'b.TXT', TEXT)
+  first = write(tmp_path / 'a' / 'deep' / 'x.txt', 'a\x0cb\u2028c\rd\n\n \u3000\nlast')
+  write(tmp_path / 'c.md', 'not read')
+  write(tmp_path / 'empty.txt', '')
+  texts = {
+    3: ' One  ends here. ',
+    4: 'Two naïve wörds',
+    7: 'Ä-word-that-is-cut 第一行 .',
+    10: '  third document',
+    11: 'last',
+  }
+  lines = [(str(second), *line) for line in texts.items()]
+  assert list(text_corpora.read_lines(str(second))) == lines
+  found = [(str(first), 1, 'a\x0cb\u2028c\rd'), (str(first), 4, 'last'), *lines]
+  assert list(text_corpora.read_lines(str(tmp_path))) == found
+  assert [text for *_, text in text_corpora.read_lines(str(tmp_path / 'c.md'))] == ['not read']
+
+
+def test_lines_that_cannot_be_read(tmp_path):
+  def message():
+    with pytest.raises(InputError) as error:
+      list(text_corpora.read_lines(str(tmp_path)))
+    return str(error.value)
+
+  assert f'config.data.source: {tmp_path} holds no *.txt files' in message()
+  path = write(tmp_path / 'x.txt', b'fine\ncaf\xe9')
+  assert message().startswith(f'{path}: byte 0xe9 at offset 8 is not UTF-8')
+  write(path, b'a\0')
+  assert message().startswith(f'{path}: byte 0 at offset 1 ')
+  path.unlink()
+  path.symlink_to('nowhere')
+  assert message() == f'{path}: No such file or directory'
 
 
 # The sample.
