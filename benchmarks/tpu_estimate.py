@@ -7,9 +7,9 @@ Compiles the real train step ahead of time for all chips of the topology and add
 operation of the scheduled program, by part of the method. Prints a table, then one JSON object on the last line.
 
 What the number is not: communication, prefetches, gathers, scatters and sorts have no estimate and count as free (all but
-prefetches are listed). The body of a loop counts once: no MFU is given when a loop holds matrix products (accumulated micro-batches).
-A custom kernel (Pallas) has no estimate either, so no MFU is given when there is one. The estimate is deterministic for one
-pair of jax and libtpu: use it to compare two programs under the same pair, not as a promise of speed.
+prefetches are listed). The body of a loop counts once: no MFU is given when a loop holds matrix products (accumulated
+micro-batches). A custom kernel (Pallas) has no estimate either, so no MFU is given when there is one. The estimate is
+deterministic for one pair of jax and libtpu: use it to compare two programs under the same pair, not as a promise of speed.
 """
 
 import collections

@@ -287,6 +287,7 @@ def _sentences(config):
   config.sentence = ConfigDict(
     {
       'kind': 'classification',  # or 'regression': labels are numbers
+      'labels': (),  # names of the classes in order; empty: those of the training table, sorted
       'metric': 'accuracy',  # that is eval/score: 'f1', 'matthews', 'accuracy_f1' (their mean) or 'pearson_spearman'
     }
   )
@@ -389,7 +390,7 @@ _AT_LEAST_ONE = (
   *('ctc.time_mask_length', 'ctc.channel_mask_length'),
 )
 _AT_LEAST_ZERO = (
-  *('total_steps', 'total_epochs', 'learning_rate', 'eval_every', 'checkpoint_keep_every'),
+  *('seed', 'total_steps', 'total_epochs', 'learning_rate', 'eval_every', 'checkpoint_keep_every'),
   *('data.workers', 'data.max_unreadable', 'data.split_seconds', 'eval.max_train', 'eval.max_test', 'health.grace_steps'),
   *('model.prenet_depth', 'model.extra_tokens', 'model.alibi_scale', 'model.norm_eps', 'model.init_std', 'mask.adjust'),
   *('data2vec2.loss_beta', 'data2vec2.loss_scale', 'data2vec2.mask_noise_std', 'data2vec2.cls_loss'),
@@ -504,6 +505,8 @@ def _check_text(config):
     raise InputError(f'config.data.bucket_tokens: found {buckets}; ascending numbers of tokens, at least 8, are needed')
   if len(config.data.text_columns) not in (1, 2):
     raise InputError(f'config.data.text_columns: found {config.data.text_columns}; one column, or two for pairs, are needed')
+  if config.data.predict_file and not config.eval_every:
+    raise InputError('config.data.predict_file: is read at evaluations; set config.eval_every too')
   if not config.data.test_files and config.eval_every and not config.data.holdout:
     raise InputError('config.data.test_files: empty; name the table to evaluate on, or set config.eval_every=0')
   if (config.sentence.kind == 'regression') != (config.sentence.metric == 'pearson_spearman'):

@@ -47,9 +47,11 @@ def read_tokenizer(path) -> Tokenizer:
   """
   if manager.find_checkpoint(path) is None:
     return tokenizer.read_tokenizer(path)
-  _, assets = manager.load_meta(path)
+  config, assets = manager.load_meta(path)
   if 'tokenizer' not in assets:
-    raise InputError(f'{path}: is a checkpoint without tokenizer; give one with config.data.tokenizer')
+    raise InputError(
+      f'{path}: is a model of {config.modality}, without tokenizer; give a text model of ours, or the files of a tokenizer'
+    )
   return Tokenizer.from_text(assets['tokenizer'])
 
 
@@ -60,7 +62,10 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer | None:
     InputError: it cannot be read, or the two are different.
   """
   wanted, origin = config.data.tokenizer, config.init_from
-  found = read_tokenizer(wanted) if wanted else None
+  try:
+    found = read_tokenizer(wanted) if wanted else None
+  except InputError as error:
+    raise InputError(f'config.data.tokenizer: {error}') from error
   if not origin or not Path(origin).exists():  # a run that goes on needs no init_from any more
     return found
   if Path(origin).is_file():
@@ -68,29 +73,47 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer | None:
       raise InputError(f'config.data.tokenizer: missing; {origin} has none, give the one it was trained with')
     return found
   trained_with = read_tokenizer(origin)
-  if found is not None and found.fingerprint != trained_with.fingerprint:
-    raise InputError(
-      f'config.data.tokenizer: {wanted} is another tokenizer than that of config.init_from {origin}, whose embeddings would '
-      'mean nothing; leave it out'
-    )
+  if found is not None:
+    _check_same(trained_with, found, wanted, f'config.init_from {origin}')
   return trained_with
 
 
-def with_architecture(config: ConfigDict, workdir, checkpoint=None) -> ConfigDict:
-  """The config of a fine-tuning with the network of the weights it starts from; other configs as they are.
+def _check_same(expected, found, place, owner):
+  if found.fingerprint != expected.fingerprint:
+    raise InputError(
+      f'config.data.tokenizer: {place} is another tokenizer than that of {owner}, whose embeddings would mean nothing; '
+      'leave it out'
+    )
 
-  One fine-tuning recipe so serves models of every size. An explicit `checkpoint` comes first, then what the
-  workdir says, then config.init_from.
+
+def resolve(config: ConfigDict, workdir, checkpoint=None) -> ConfigDict:
+  """The config with what weights that exist decide.
+
+  Those are an explicit `checkpoint`, else the workdir's, else, for the network, config.init_from. A fine-tuning has their
+  network, so one recipe serves models of every size. Text goes on with their tokenizer and classes.
+
+  Raises:
+    InputError: config.init_from does not exist, the weights are of another modality, or the config contradicts them.
   """
-  if config.task == 'pretrain':
-    return config
+  own = checkpoint or (workdir if manager.find_checkpoint(workdir) is not None else None)
+  if not own and config.init_from and not Path(config.init_from).exists():
+    raise InputError(f'config.init_from: {config.init_from} does not exist; give a checkpoint folder of ours or a .pt file')
+  config = config.copy_and_resolve_references()
+  if config.task != 'pretrain':
+    _take_network(config, workdir, checkpoint)
+  if config.modality == 'text' and own:
+    _take_assets(config, own)
+  return config
+
+
+def _take_network(config, workdir, checkpoint):
   saved = Path(workdir) / 'config.json'
   if not checkpoint and saved.exists():
     origin = saved
     try:
       model = json.loads(saved.read_text())['model']
     except (ValueError, KeyError, TypeError):
-      return config  # opening the workdir says what is wrong with it
+      return  # opening the workdir says what is wrong with it
   elif path := checkpoint or config.init_from:
     origin = path
     found, _ = read_meta(path)
@@ -98,12 +121,25 @@ def with_architecture(config: ConfigDict, workdir, checkpoint=None) -> ConfigDic
       raise InputError(f'{path}: is a model of {found.modality}, config.modality is {config.modality}; give another')
     model = found.model.to_dict()
   else:
-    return config
-  config = config.copy_and_resolve_references()
+    return
   architecture = {name: value for name, value in model.items() if name in config.model and name not in _TRAINING_FIELDS}
   config.model.update(_tuples(architecture))
   logging.info('The network is that of %s', origin)
-  return config
+
+
+def _take_assets(config, origin):
+  """Token ids and numbers of classes mean to weights what they meant in their training, whatever the data are now."""
+  _, assets = read_meta(origin)
+  if 'tokenizer' in assets:
+    if config.data.tokenizer:
+      trained_with = Tokenizer.from_text(assets['tokenizer'])
+      _check_same(trained_with, read_tokenizer(config.data.tokenizer), config.data.tokenizer, origin)
+    config.data.tokenizer = str(origin)
+  if config.task == 'sentence' and assets.get('labels'):
+    labels = tuple(assets['labels'])
+    if config.sentence.labels and tuple(config.sentence.labels) != labels:
+      raise InputError(f'config.sentence.labels: found {config.sentence.labels}; those of {origin} are {labels}')
+    config.sentence.labels = labels
 
 
 def _tuples(value):
@@ -117,7 +153,8 @@ def matching(path, params: dict, teacher: dict, complete: bool = False) -> tuple
   """Reads weights to train or evaluate: (params, teacher) with the names and shapes of those given.
 
   A file without teacher gives a teacher that copies the student. Of other parts than the encoder, those that the file lacks
-  are left out of what is returned (training starts them anew), and those that are not wanted are not read.
+  are left out of what is returned (training starts them anew), as is a head with another number of outputs; and those that
+  are not wanted are not read.
 
   Args:
     path: of the weights.
@@ -131,10 +168,12 @@ def matching(path, params: dict, teacher: dict, complete: bool = False) -> tuple
   if unused := sorted(found.keys() - params.keys()):
     logging.info('%s: not used here: %s', path, ', '.join(unused))
     found = {part: found[part] for part in found if part in params}
+  if 'head' in found and not complete and _shapes(found['head']) != _shapes(params['head']):
+    found.pop('head')  # of other classes
   if missing := sorted(params.keys() - found.keys() - {'encoder'}):
     if complete:
       raise InputError(f'{path}: has no {missing[0]}, which this task needs; give a checkpoint of this task')
-    logging.info('%s: not there, so new: %s', path, ', '.join(missing))
+    logging.info('%s: not there, or of another task, so new: %s', path, ', '.join(missing))
     params = {part: params[part] for part in params if part not in missing}
   _check(path, found, params)
   if found_teacher is None and teacher:
@@ -145,11 +184,13 @@ def matching(path, params: dict, teacher: dict, complete: bool = False) -> tuple
   return copy(found), copy(found_teacher) if teacher else {}
 
 
+def _shapes(tree):
+  """Shapes of the arrays of a tree, by names such as 'encoder/norm/bias'."""
+  return {jax.tree_util.keystr(key, simple=True, separator='/'): leaf.shape for key, leaf in jax.tree.leaves_with_path(tree)}
+
+
 def _check(path, found, expected):
-  shapes = lambda tree: {
-    jax.tree_util.keystr(key, simple=True, separator='/'): leaf.shape for key, leaf in jax.tree.leaves_with_path(tree)
-  }
-  found, expected = shapes(found), shapes(expected)
+  found, expected = _shapes(found), _shapes(expected)
   for name in sorted(found.keys() | expected.keys()):
     if found.get(name) != expected.get(name):
       if name in found and name.endswith('/token_embedding'):

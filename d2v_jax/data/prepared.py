@@ -96,12 +96,17 @@ def open_text(config, split: str) -> TextBlocks:
   kind, _, place = config.data.source.partition(':')
   if kind == 'prepared' and place:
     return _open_prepared(config, directory('prepared', place), split)
-  job = _Job(config)
+  job = _Job(config, _wanted_tokenizer(config))
   if split not in job.corpora:
     raise no_test_part(config.data.source)
   cache = config.data.cache or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'd2v_jax')
   name = re.sub(r'[^\w.-]+', '-', os.path.basename(place.rstrip('/')))[:40]
-  folder = Path(cache).expanduser() / f'{kind}-{name}-{job.key[:16]}'
+  folder_of = lambda job: Path(cache).expanduser() / f'{kind}-{name}-{job.key[:16]}'
+  folder = folder_of(job)
+  if job.tokenizer is not None:  # perhaps the one that was trained on this corpus, by the run that now goes on
+    trained = folder_of(_Job(config, None))
+    if (trained / 'prepared.json').exists() and _about(trained)['tokenizer'] == job.tokenizer.fingerprint:
+      folder, job = trained, _Job(config, None)
   with _reporting(f'config.data.cache: {folder}'):
     job.run(folder, config.data.workers)
   return _open_prepared(config, folder, split)
@@ -124,7 +129,7 @@ def prepare(config, output: str | os.PathLike, workers: int | None = None) -> tu
   """
   if config.data.source.startswith('prepared:'):
     raise InputError(f'config.data.source: {config.data.source} is prepared already; name what it shall be made of')
-  job, folder = _Job(config), Path(output).expanduser()
+  job, folder = _Job(config, _wanted_tokenizer(config)), Path(output).expanduser()
   _claim(folder, job)
   with _reporting(f'--output: {folder}'):
     speed = job.run(folder, config.data.workers if workers is None else workers)
@@ -239,23 +244,24 @@ class _Job:
 
   Attributes:
     corpora: part -> corpus.
+    tokenizer: what makes the tokens; None: one that is trained on the corpus.
     header: what decides every byte that is written; the journal begins with it.
     key: hash of that.
   """
 
-  def __init__(self, config):
+  def __init__(self, config, tokenizer: Tokenizer | None):
     self.corpora = open_corpora(config.data.source, config.data.tfds_dir)
     self._source, self._size, self._wrapped = config.data.source, config.model.vocab_size, config.data.lines == 'wrapped'
-    self._tokenizer = _wanted_tokenizer(config)
-    if self._tokenizer and self._tokenizer.size != self._size:
+    self.tokenizer = tokenizer
+    if self.tokenizer and self.tokenizer.size != self._size:
       raise InputError(
         f'config.model.vocab_size: {self._size}, but the tokenizer of {config.data.tokenizer or config.init_from} has'
-        f' {self._tokenizer.size} entries; set config.model.vocab_size={self._tokenizer.size}, or give another'
+        f' {self.tokenizer.size} entries; set config.model.vocab_size={self.tokenizer.size}, or give another'
       )
     self.header = {
       'version': _VERSION,
       'corpus': {part: corpus.identity for part, corpus in self.corpora.items()},
-      'made_with': self._tokenizer.fingerprint if self._tokenizer else f'a trained tokenizer of {self._size} entries',
+      'made_with': self.tokenizer.fingerprint if self.tokenizer else f'a trained tokenizer of {self._size} entries',
       'lines': config.data.lines,
     }
     self.key = hashlib.sha256(json.dumps(self.header).encode()).hexdigest()
@@ -284,7 +290,7 @@ class _Job:
 
     if (folder / 'tokenizer.json').exists():  # beside a journal with our header: made for it
       return read_tokenizer(folder)
-    tokenizer = self._tokenizer
+    tokenizer = self.tokenizer
     if tokenizer is None:
       corpus = self.corpora['train']
       logging.info('%s: training a tokenizer of %d entries', corpus.name, self._size)

@@ -238,9 +238,11 @@ def _quoted(text: str) -> str:
 
 
 def _label_names(config, train: _Table | None = None) -> tuple[str, ...]:
-  """The names of the classes in order, by the train part; () for a regression."""
+  """The names of the classes in order, by config.sentence.labels or else by the train part; () for a regression."""
   if config.sentence.kind == 'regression':
     return ()
+  if config.sentence.labels:
+    return tuple(config.sentence.labels)
   train = train or _train_part(config)
   found = _label_texts(config, train)
   names = sorted(set(found))
@@ -279,7 +281,7 @@ def _targets(config, table: _Table, labels: tuple[str, ...] | None) -> np.ndarra
   else:
     numbers = {name: number for number, name in enumerate(labels)}
     targets = np.array([numbers.get(text, -1) for text in texts], np.int32)
-    wrong, allowed = targets < 0, f'one of those of the train part: {_listed(labels)}'
+    wrong, allowed = targets < 0, f'one of those of the training: {_listed(labels)}'
   if wrong.any():
     row = int(wrong.argmax())
     raise table.error(row, f'the label (column {config.data.label_column!r}) is {_quoted(texts[row])}, not {allowed}')

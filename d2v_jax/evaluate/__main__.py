@@ -30,9 +30,9 @@ def main() -> None:
   from d2v_jax.train.workdir import make_folder
 
   processes.initialize()
-  config = weights.with_architecture(config, workdir, _CHECKPOINT.value)
-  configs.validate(config)
+  config = weights.resolve(config, workdir, _CHECKPOINT.value)
   config.eval_every = config.eval_every or 1  # whoever calls this command wants an evaluation
+  configs.validate(config)
   task = TASKS[config.task](config, open_source(config, 'train'))
   expected = abstract_state(task.objective, config, mesh.build(config))
   params, teacher = weights.matching(_CHECKPOINT.value or workdir, expected.params, expected.teacher, complete=True)

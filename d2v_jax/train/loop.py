@@ -36,7 +36,7 @@ def train_and_evaluate(config, workdir) -> TrainState:
     RunError: the training diverged, collapsed, or could not be saved.
     SystemExit: after SIGTERM (143) or SIGINT (130), when everything is saved.
   """
-  config = weights.with_architecture(config, workdir)
+  config = weights.resolve(config, workdir)
   configs.validate(config)
   mesh = meshes.build(config)
   source = open_source(config, 'train')

@@ -102,7 +102,7 @@ def fine_tuning(place='', **fields):
 def test_fine_tuning_takes_the_network_of_its_weights_and_nothing_else(speech, tmp_path):
   place, _, pretrained = speech
   config = fine_tuning(place)
-  found = weights.with_architecture(config, tmp_path / 'run')
+  found = weights.resolve(config, tmp_path / 'run')
   for name in ('depth', 'alibi_per_layer', 'conv_layers', 'embed_dim'):
     assert found.model[name] == pretrained.model[name], name
   assert found.model.conv_positions.layers == 1 and isinstance(found.model.conv_layers[0], tuple)
@@ -116,26 +116,26 @@ def test_fine_tuning_takes_the_network_of_its_weights_and_nothing_else(speech, t
 def test_where_the_network_of_a_fine_tuning_comes_from(speech, tmp_path):
   """--checkpoint, then the workdir, then config.init_from; without any it is the config's own."""
   place, _, _ = speech
-  assert weights.with_architecture(fine_tuning(), tmp_path / 'run') == fine_tuning()
-  assert weights.with_architecture(fine_tuning('nowhere'), tmp_path / 'run', place).model.depth == 1
+  assert weights.resolve(fine_tuning(), tmp_path / 'run') == fine_tuning()
+  assert weights.resolve(fine_tuning('nowhere'), tmp_path / 'run', place).model.depth == 1
   own = fine_tuning('nowhere', **{'model.depth': 5})
   open_workdir(tmp_path / 'run', own)
-  assert weights.with_architecture(fine_tuning(place), tmp_path / 'run').model.depth == 5
-  assert weights.with_architecture(own, tmp_path / 'run', place).model.depth == 1
+  assert weights.resolve(fine_tuning(place), tmp_path / 'run').model.depth == 5
+  assert weights.resolve(own, tmp_path / 'run', place).model.depth == 1
   pretraining = get_config()
   pretraining.init_from = str(place)
-  assert weights.with_architecture(pretraining, tmp_path / 'other') is pretraining
+  assert weights.resolve(pretraining, tmp_path / 'other') == pretraining
 
 
 def test_fine_tuning_does_not_start_from_images(tmp_path):
   manager.save_weights(tmp_path / 'images', random_params(Data2vec2(get_config()), 0), None, get_config())
   with pytest.raises(InputError, match=r'images: is a model of image, config\.modality is audio'):
-    weights.with_architecture(fine_tuning(tmp_path / 'images'), tmp_path / 'run')
+    weights.resolve(fine_tuning(tmp_path / 'images'), tmp_path / 'run')
 
 
 def test_the_head_is_new_and_the_decoder_is_left_behind(speech, tmp_path):
   place, params, _ = speech
-  objective = Ctc(weights.with_architecture(fine_tuning(place), tmp_path / 'run'))
+  objective = Ctc(weights.resolve(fine_tuning(place), tmp_path / 'run'))
   found, teacher = weights.matching(place, *shapes_of(objective))
   assert teacher == {}
   assert_same(found, {'encoder': params['encoder']})
@@ -145,7 +145,7 @@ def test_the_head_is_new_and_the_decoder_is_left_behind(speech, tmp_path):
 
 def test_weights_of_a_fine_tuned_model_are_complete(speech, tmp_path):
   place, params, _ = speech
-  config = weights.with_architecture(fine_tuning(place), tmp_path / 'run')
+  config = weights.resolve(fine_tuning(place), tmp_path / 'run')
   tuned = random_params(Ctc(config), 3)
   manager.save_weights(tmp_path / 'tuned', tuned, None, config)
   found, _ = weights.matching(tmp_path / 'tuned', *shapes_of(Ctc(config)), complete=True)
@@ -232,7 +232,7 @@ def test_sentences_take_the_network_and_not_the_recipe_of_their_weights(text, tm
   config = text_config('sentence')
   config.init_from = str(place)
   config.model.dropout.embedding = 0.25
-  found = weights.with_architecture(config, tmp_path / 'run')
+  found = weights.resolve(config, tmp_path / 'run')
   assert (found.model.vocab_size, found.model.max_positions) == (280, 40) and found.model.dropout.embedding == 0.25
   objective = SentencePrediction(found, 3)
   started, teacher = weights.matching(place, *shapes_of(objective))

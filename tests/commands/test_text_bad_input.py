@@ -251,7 +251,7 @@ def test_main(root, tmp_path):
   tokenizer = f'--config.data.tokenizer={root / "prepared"}'
   arguments = tiny_text.arguments('sentence', f'tsv:{tmp_path / "tables"}', tmp_path / 'run', tokenizer)
   text = tiny.message(tiny.run('main', *arguments), 2)
-  says(text, f"{dev}:3: the label (column 'label') is 'maybe', not one of those of the train part: 'no', 'yes'")
+  says(text, f"{dev}:3: the label (column 'label') is 'maybe', not one of those of the training: 'no', 'yes'")
   assert not (tmp_path / 'run').exists()
 
 
