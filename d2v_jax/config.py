@@ -288,7 +288,8 @@ def _sentences(config):
     {
       'kind': 'classification',  # or 'regression': labels are numbers
       'labels': (),  # names of the classes in order; empty: those of the training table, sorted
-      'metric': 'accuracy',  # that is eval/score: 'f1', 'matthews', 'accuracy_f1' (their mean) or 'pearson_spearman'
+      # That is eval/score; or 'f1' (of the second label), 'matthews', 'accuracy_f1' and 'pearson_spearman' (means of two).
+      'metric': 'accuracy',
     }
   )
   config.optimizer.update(weight_decay=0.1, decay_all=True, clip_norm=0.0)
@@ -509,6 +510,10 @@ def _check_text(config):
     raise InputError('config.data.predict_file: is read at evaluations; set config.eval_every too')
   if not config.data.test_files and config.eval_every and not config.data.holdout:
     raise InputError('config.data.test_files: empty; name the table to evaluate on, or set config.eval_every=0')
+  if (labels := config.sentence.labels) and (config.sentence.kind == 'regression' or len(set(labels)) < max(len(labels), 2)):
+    raise InputError(
+      f'config.sentence.labels: found {labels}; a classification has two or more different ones, a regression none'
+    )
   if (config.sentence.kind == 'regression') != (config.sentence.metric == 'pearson_spearman'):
     raise InputError(
       f'config.sentence.metric: {config.sentence.metric!r} does not score a {config.sentence.kind}; '

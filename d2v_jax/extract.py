@@ -74,7 +74,7 @@ def _set_tokenizer(model, checkpoint, place):
     try:
       model.tokenizer = read_tokenizer(place)
     except InputError as error:
-      raise InputError(f'--tokenizer: {str(error).replace("config.data.tokenizer", "--tokenizer")}') from error
+      raise InputError(f'--tokenizer: {error}') from error
   if model.tokenizer is None:
     raise InputError(f'--tokenizer: missing; {checkpoint} has none, give the one it was trained with')
   if own is not None and own.fingerprint != model.tokenizer.fingerprint:

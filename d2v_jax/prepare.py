@@ -4,6 +4,9 @@ A training prepares its corpus by itself, in a cache; large ones are better made
 the command goes on where it was interrupted, or checks that all is there and unchanged.
 """
 
+import re
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -32,7 +35,9 @@ def main() -> None:
     )
   print(f'made, {speed:,.0f} tokens per second' if speed else 'it is complete: sizes and hashes are right')
   config_file = config_flags.get_config_filename(values['config'])
-  print(f'next: python -m d2v_jax.main --config={config_file} --config.data.source=prepared:{output} --workdir=DIR')
+  changed = [argument for argument in sys.argv[1:] if re.match(r'--config\.(?!data\.(source|workers)=)', argument)]
+  next_command = ['python -m d2v_jax.main', f'--config={config_file}', *changed, f'--config.data.source=prepared:{output}']
+  print('next:', *next_command, '--workdir=DIR')
 
 
 if __name__ == '__main__':

@@ -19,11 +19,14 @@ def sweep(config, workdir: str, seeds: list[int], learning_rates: list[float], m
 
   Returns:
     What sweep.json holds: 'metric'; 'runs', each with its seed, learning rate, 'final' value and the 'highest' and 'lowest'
-    of all its evaluations; 'medians': learning rate -> median of the final values over the seeds.
+    of all its evaluations; 'medians': learning rate -> median of the final values over the seeds. On other processes than
+    the first an empty dict.
 
   Raises:
     InputError: as training does, or no evaluation has the metric.
   """
+  import jax
+
   from d2v_jax.report.writers import read_metrics, write_atomically
   from d2v_jax.train.loop import train_and_evaluate
 
@@ -37,10 +40,14 @@ def sweep(config, workdir: str, seeds: list[int], learning_rates: list[float], m
       own = config.copy_and_resolve_references()
       own.update(seed=seed, learning_rate=rate)
       train_and_evaluate(own, folder)
+      if jax.process_index():
+        continue  # the first process writes the records, and so reads them
       values = [record[metric] for record in read_metrics(folder) if metric in record]
       if not values:
         raise InputError(f'--metric: no evaluation has {metric}; {folder / "result.json"} has those there are')
       runs.append({'learning_rate': rate, 'seed': seed, 'final': values[-1], 'highest': max(values), 'lowest': min(values)})
+  if jax.process_index():
+    return {}
   finals = {rate: [run['final'] for run in runs if run['learning_rate'] == rate] for rate in learning_rates}
   result = {'metric': metric, 'runs': runs, 'medians': {f'{rate:g}': statistics.median(finals[rate]) for rate in finals}}
   write_atomically(Path(workdir) / 'sweep.json', (json.dumps(result, indent=2) + '\n').encode())
@@ -64,6 +71,8 @@ def main() -> None:
   seeds = _numbers(flags.FLAGS.seeds, int, 'seeds')
   processes.initialize()
   result = sweep(config, workdir, seeds, rates, flags.FLAGS.metric)
+  if not result:
+    return
   print(f'{result["metric"]} after the last step, seeds {", ".join(map(str, seeds))}')
   for rate in rates:
     values = ' '.join(f'{run["final"]:.4f}' for run in result['runs'] if run['learning_rate'] == rate)

@@ -3,8 +3,8 @@
   python -m d2v_jax.main --config=configs/finetune/glue_cola.py --workdir=runs/cola --config.init_from=runs/text_base \
     --config.data.source=tsv:GLUE/CoLA
 
-The folder holds GLUE's own files. Several seeds and learning rates in one call: `python -m d2v_jax.sweep`. Scores of the
-released model: not measured here.
+The folder holds GLUE's own files; its test.tsv has other columns, so to predict for it give it those of train.tsv. Several
+seeds and learning rates in one call: `python -m d2v_jax.sweep`. Scores of the released model: not measured here.
 """
 
 from d2v_jax.config import default_config

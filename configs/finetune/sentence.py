@@ -5,7 +5,8 @@
 
 TABLE.tsv has tabs between its columns and names them in the first line; --config.data.text_columns="('a', 'b')" and
 --config.data.label_column=... say which to read. A folder with train.tsv and dev.tsv does as well (without holdout). For
-numbers instead of classes: --config.sentence.kind=regression --config.sentence.metric=pearson_spearman.
+numbers instead of classes: --config.sentence.kind=regression --config.sentence.metric=pearson_spearman. The learning rate is
+that of the released base model; a model of configs/text_tiny.py wants --config.learning_rate=1e-3.
 """
 
 from d2v_jax.config import default_config
@@ -17,7 +18,7 @@ def get_config():
   config.total_epochs = 10.0
   config.batch_size = 16
   config.learning_rate = 2e-5
-  config.schedule.warmup_steps = 100
+  config.schedule.warmup_steps = 50
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 500

@@ -50,7 +50,8 @@ def read_tokenizer(path) -> Tokenizer:
   config, assets = manager.load_meta(path)
   if 'tokenizer' not in assets:
     raise InputError(
-      f'{path}: is a model of {config.modality}, without tokenizer; give a text model of ours, or the files of a tokenizer'
+      f'{path}: is a model of {config.modality}, without tokenizer; give a text model of ours that has one, or the files of'
+      ' a tokenizer'
     )
   return Tokenizer.from_text(assets['tokenizer'])
 
@@ -68,11 +69,12 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer | None:
     raise InputError(f'config.data.tokenizer: {error}') from error
   if not origin or not Path(origin).exists():  # a run that goes on needs no init_from any more
     return found
-  if Path(origin).is_file():
+  assets = {} if Path(origin).is_file() else manager.load_meta(origin)[1]
+  if 'tokenizer' not in assets:  # weights of the reference, as they are or converted
     if found is None:
       raise InputError(f'config.data.tokenizer: missing; {origin} has none, give the one it was trained with')
     return found
-  trained_with = read_tokenizer(origin)
+  trained_with = Tokenizer.from_text(assets['tokenizer'])
   if found is not None:
     _check_same(trained_with, found, wanted, f'config.init_from {origin}')
   return trained_with
@@ -149,17 +151,20 @@ def _tuples(value):
   return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def matching(path, params: dict, teacher: dict, complete: bool = False) -> tuple[dict, dict]:
+def matching(
+  path, params: dict, teacher: dict, complete: bool = False, labels: list[str] | None = None
+) -> tuple[dict, dict]:
   """Reads weights to train or evaluate: (params, teacher) with the names and shapes of those given.
 
   A file without teacher gives a teacher that copies the student. Of other parts than the encoder, those that the file lacks
-  are left out of what is returned (training starts them anew), as is a head with another number of outputs; and those that
-  are not wanted are not read.
+  are left out of what is returned (training starts them anew), as is a head of other classes; and those that are not wanted
+  are not read.
 
   Args:
     path: of the weights.
     params, teacher: trees of arrays or of their shapes.
     complete: every part must be there.
+    labels: names of the classes of the head, if it is of classes.
 
   Raises:
     InputError: an array is missing, too many or of another shape.
@@ -168,8 +173,8 @@ def matching(path, params: dict, teacher: dict, complete: bool = False) -> tuple
   if unused := sorted(found.keys() - params.keys()):
     logging.info('%s: not used here: %s', path, ', '.join(unused))
     found = {part: found[part] for part in found if part in params}
-  if 'head' in found and not complete and _shapes(found['head']) != _shapes(params['head']):
-    found.pop('head')  # of other classes
+  if 'head' in found and labels is not None and read_meta(path)[1].get('labels') != labels:
+    found = {part: tree for part, tree in found.items() if part != 'head'}
   if missing := sorted(params.keys() - found.keys() - {'encoder'}):
     if complete:
       raise InputError(f'{path}: has no {missing[0]}, which this task needs; give a checkpoint of this task')

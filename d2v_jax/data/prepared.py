@@ -273,6 +273,7 @@ class _Job:
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
       if (folder / 'prepared.json').exists():
+        _claim(folder, self)  # another process may have been here first, with another corpus
         (folder / 'journal.jsonl').unlink(missing_ok=True)  # the last that is done before
         return 0.0
       start, journal = time.monotonic(), _Journal(folder, self.header)

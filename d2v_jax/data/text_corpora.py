@@ -62,9 +62,9 @@ def open_corpora(source: str, tfds_dir: str = '') -> dict:
 
   Args:
     source: KIND:PLACE. `folder:` a directory with *.txt files at any depth, whose parts are told by names of directories or
-      by words of file names (train/, valid/, wiki.train.txt); what has no such name is for training, unless other files are.
-      Or one file of any name. `arrayrecord:` and `tfds:` have a document under `text` in each record. `sample:python` is
-      the English of the Python installation.
+      by the first or last word of file names (train/, valid/, wiki.train.txt); what has no such name is for training, unless
+      other files are. Or one file of any name. `arrayrecord:` and `tfds:` have a document under `text` in each record.
+      `sample:python` is the English of the Python installation.
     tfds_dir: where prepared TFDS data sets lie; '': the default of TFDS.
 
   Raises:
@@ -329,9 +329,13 @@ def _files(place: str) -> tuple[Path, list[bytes]]:
 
 
 def _split_name(path: bytes) -> str | None:
-  """Which of the names of a part a file has: as the name of a directory it is in, or as a word of its own name."""
+  """Which of the names of a part a file has: as the name of a directory it is in, or as its first or last word.
+
+  Words in between do not count: of a book, "train" may be in the title.
+  """
   *folders, file = os.fsdecode(path).lower().split('/')
-  return next((word for word in [*folders, *re.split(r'[^a-z]+', file)] if word in _PART_NAMES), None)
+  words = [word for word in re.split(r'[\W\d_]+', file.rpartition('.')[0]) if word] or ['']
+  return next((word for word in (*folders, words[0], words[-1]) if word in _PART_NAMES), None)
 
 
 def _open_array_records(place: str, tfds_dir: str) -> dict:

@@ -93,10 +93,6 @@ class Tokenizer:
       ids += b''.join([known.get(stretch) or self._encode_stretch(stretch) for stretch in _STRETCH.findall(piece)])
     return np.frombuffer(ids, np.int32)
 
-  def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-    """Ids int32 [n] of each text; raises as `encode`."""
-    return [self.encode(text) for text in texts]
-
   def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
     """Ids int32 [n], and the characters [start, end) of the text that each is of, int64 [n, 2]; raises as `encode`.
 

@@ -97,5 +97,6 @@ class RetrievalProbe:
     centre = targets.mean(0)
     unit = lambda x: (x - centre) / jnp.linalg.norm(x - centre, axis=-1, keepdims=True)
     likeness = unit(predictions) @ unit(targets).T
-    ranks = (likeness > jnp.diagonal(likeness)[:, None]).sum(1)
+    # Ties and what is not finite count against the prediction: where nothing tells targets apart, none is found.
+    ranks = (~(likeness < jnp.diagonal(likeness)[:, None])).sum(1) - 1
     return mask, ranks, tokens[masked][likeness.argmax(1)]

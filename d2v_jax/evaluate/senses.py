@@ -24,7 +24,7 @@ SENTENCES = {
 }
 
 
-def word_targets(objective, params: dict, teacher: dict, tokenizer) -> dict:
+def word_targets(objective, params: dict, teacher: dict, tokenizer) -> dict | None:
   """What the teacher makes of `WORD` in each of `SENTENCES`, and what goes in.
 
   Args:
@@ -35,13 +35,15 @@ def word_targets(objective, params: dict, teacher: dict, tokenizer) -> dict:
   Returns:
     Keywords of `text_pictures.senses`: 'word', 'sentences', 'groups' and, one row for each sentence, 'targets' float32
     [n, D], the word's contextual targets, and 'embeddings' float32 [n, D], its input embeddings without their positions;
-    means over the word's tokens where it has several.
+    means over the word's tokens where it has several. None where the model takes no texts as long as these.
   """
   sentences = [sentence for group in SENTENCES.values() for sentence in group]
   groups = [name for name, group in SENTENCES.items() for _ in group]
   rows, places = [], []
   for sentence in sentences:
     ids, offsets = tokenizer.encode_framed(sentence)
+    if len(ids) > objective.config.model.max_positions:
+      return None
     start = sentence.index(WORD)
     rows.append(ids)
     places.append(np.flatnonzero((offsets[:, 0] < start + len(WORD)) & (offsets[:, 1] > start)))

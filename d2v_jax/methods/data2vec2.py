@@ -158,7 +158,7 @@ class Data2vec2:
     # The scopes name the parts in profiles and in the compiled program.
     with jax.named_scope('student'):
       # The embeddings are of an example, not of a view: one of its views' seeds will do.
-      seeds = None if views.randomness is None else views.randomness.seeds[:: self.options.masks_per_example]
+      seeds = None if views.randomness is None else views.randomness.seeds.reshape(len(raw), -1)[:, 0]
       local_features = apply(params, 'local_features', inputs, seeds)
       student = apply(
         params, 'contextualise', local_features, views.where, padding=padding, grid=grid, randomness=views.randomness

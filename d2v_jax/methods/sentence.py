@@ -73,12 +73,14 @@ class SentencePrediction:
     del teacher_params
     seeds = jax.vmap(lambda key: jax.random.bits(jax.random.fold_in(key, 0)))(keys.rows)
     scores = self.scores(params, batch, Randomness(seeds, keys.shared))
-    label, valid = batch['label'], batch['valid']
+    valid = batch['valid']
+    # Rows that hold no text have no label (nan, -1), which would reach the gradient past the `where` below.
+    label = jnp.where(valid, batch['label'], 0)
     regression = self.config.sentence.kind == 'regression'
     if regression:
       losses = jnp.square(scores[:, 0] - label)
     else:
-      losses = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(label, 0))
+      losses = optax.softmax_cross_entropy_with_integer_labels(scores, label)
     total = jnp.where(valid, losses, 0).sum()
     sums = {'weight': valid.sum().astype(jnp.float32), 'loss': total}
     if not regression:

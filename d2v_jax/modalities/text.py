@@ -29,7 +29,7 @@ class TokenEmbedding(nn.Module):
 
     present = tokens != PAD
     places = jnp.where(present, PAD + jnp.cumsum(present, axis=1), PAD)
-    rows = lambda name, size, indices: self.param(name, init, (size, self.embed_dim))[indices]
+    rows = lambda name, size, indices: jnp.take(self.param(name, init, (size, self.embed_dim)), indices, axis=0)
     x = rows('token_embedding', self.vocab_size, tokens)
     if self.max_positions:
       x = x + rows('position_embedding', PAD + 1 + self.max_positions, places)
@@ -43,12 +43,10 @@ def build(config) -> Modality:
 
   def masks(grid):
     mask = config.mask
-    random = mask.block_size == 1
-    found = (
-      RandomMask(grid, 1 - mask.ratio if mask.inverse else mask.ratio)
-      if random
-      else BlockMask(grid, mask.ratio, mask.adjust, mask.block_size, mask.inverse)
-    )
+    if mask.block_size == 1:
+      found = RandomMask(grid, mask.ratio)
+    else:
+      found = BlockMask(grid, mask.ratio, mask.adjust, mask.block_size, mask.inverse)
     found.check()
     return found
 

@@ -118,7 +118,8 @@ class Pretrain:
     if 'trained' in probe.ranks:
       controls = {name: ranks for name, ranks in probe.ranks.items() if name != 'trained'}
       text_pictures.retrieval(folder / 'retrieval.png', probe.ranks['trained'], controls)
-    text_pictures.senses(folder / 'senses.png', **word_targets(self.objective, *trained, self._source.tokenizer))
+    if (senses := word_targets(self.objective, *trained, self._source.tokenizer)) is not None:
+      text_pictures.senses(folder / 'senses.png', **senses)
 
   def _masks(self, examples, grid):
     masks = self.objective.modality.masks(grid)

@@ -84,7 +84,8 @@ class Sentences:
       indices = np.unique(np.linspace(0, len(source) - 1, self._config.eval.max_test).astype(int))
     rows = self._config.eval.batch_size
     found = {}
-    for batch in reported(eval_batches(self._config, source, indices, rows), len(indices) // rows, 'evaluation, batches'):
+    batches = eval_batches(self._config, source, indices, rows)
+    for batch in reported(batches, -(-len(indices) // rows), 'evaluation, batches'):
       outputs = np.asarray(self._forward(params, {name: batch[name] for name in ('tokens', 'length')}))
       values = outputs[:, 0] if self._config.sentence.kind == 'regression' else outputs.argmax(1)
       found |= dict(zip(batch['index'][batch['valid']].tolist(), values[batch['valid']]))

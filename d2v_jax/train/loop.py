@@ -44,8 +44,10 @@ def train_and_evaluate(config, workdir) -> TrainState:
     raise InputError(f'config.data.source: {config.data.source} holds no training examples')
   plan = plan_batches(config, source)
   total_steps = resolve_steps(config, plan)
+  if total_steps <= (warmup := config.schedule.warmup_steps):
+    logging.warning('config.schedule.warmup_steps: %d; this run ends before, after %d steps', warmup, total_steps)
   task = TASKS[config.task](config, source)
-  start = starting_weights(task.objective, config, mesh, workdir)  # before the workdir belongs to this config
+  start = starting_weights(task, config, mesh, workdir)  # before the workdir belongs to this config
   workdir = open_workdir(workdir, config)
   with contextlib.ExitStack() as stack:
     interruption = stack.enter_context(Interruption().installed())
@@ -76,15 +78,15 @@ def resolve_steps(config, plan: Plan) -> int:
   return config.total_steps or math.ceil(round(config.total_epochs * plan.batches_per_epoch, 6))
 
 
-def starting_weights(objective, config, mesh, workdir) -> tuple | None:
+def starting_weights(task, config, mesh, workdir) -> tuple | None:
   """(params, teacher) of config.init_from where that is given and the workdir has no checkpoint yet, else None.
 
   Parts that the file does not have, as the head of a task, are not in them.
   """
   if not config.init_from or find_checkpoint(workdir) is not None:
     return None
-  expected = abstract_state(objective, config, mesh)
-  return weights.matching(config.init_from, expected.params, expected.teacher)
+  expected = abstract_state(task.objective, config, mesh)
+  return weights.matching(config.init_from, expected.params, expected.teacher, labels=task.assets.get('labels'))
 
 
 def initial_state(objective, config, mesh, manager, start: tuple | None) -> tuple[TrainState, bool]:

@@ -186,16 +186,16 @@ def text(tmp_path, tokenizer):
 
 
 def test_the_tokenizer_of_a_checkpoint(text, tokenizer, tmp_path):
-  place, _, config = text
+  place, _, _ = text
   for below in (place, place / '0'):
     found = weights.read_tokenizer(below)
     assert found.size == 280 and found.fingerprint == tokenizer.fingerprint
     np.testing.assert_array_equal(found.encode('the green house'), tokenizer.encode('the green house'))
   found, assets = weights.read_meta(place)
   assert found.model.vocab_size == 280 and assets.keys() == {'tokenizer', 'labels'} and assets['labels'] == ['a', 'b']
-  manager.save_weights(tmp_path / 'bare', random_params(Data2vec2(config), 0), None, config)
-  with pytest.raises(InputError, match=r'bare: is a checkpoint without tokenizer; give one with config\.data\.tokenizer'):
-    weights.read_tokenizer(tmp_path / 'bare')
+  manager.save_weights(tmp_path / 'images', random_params(Data2vec2(get_config()), 0), None, get_config())
+  with pytest.raises(InputError, match=r'images: is a model of image, without tokenizer; give a text model of ours'):
+    weights.read_tokenizer(tmp_path / 'images')
 
 
 def test_the_tokenizer_of_a_file_or_folder(tokenizer, tmp_path):
@@ -204,6 +204,83 @@ def test_the_tokenizer_of_a_file_or_folder(tokenizer, tmp_path):
     assert weights.read_tokenizer(place).fingerprint == tokenizer.fingerprint
   with pytest.raises(InputError, match='nowhere'):
     weights.read_tokenizer(tmp_path / 'nowhere')
+
+
+def other_tokenizer(folder):
+  """Writes a tokenizer.json of as many entries that are others."""
+  (folder / 'tokenizer.json').write_text(train_tokenizer(['winter walks by the sea'] * 5, 280).to_text())
+  return folder
+
+
+def test_the_tokenizer_of_a_run_is_that_of_the_weights_it_starts_from(text, tokenizer, tmp_path):
+  place, _, _ = text
+  for task in ('pretrain', 'sentence'):
+    config = text_config(task)
+    assert weights.tokenizer_of(config) is None
+    config.init_from = str(place)
+    assert weights.tokenizer_of(config).fingerprint == tokenizer.fingerprint
+    config.data.tokenizer = str(place)
+    assert weights.tokenizer_of(config).fingerprint == tokenizer.fingerprint
+    config.data.tokenizer = str(other_tokenizer(tmp_path))
+    with pytest.raises(
+      InputError, match=rf'^config\.data\.tokenizer: {tmp_path} is another tokenizer than that of .*{place}'
+    ):
+      weights.tokenizer_of(config)
+    config.init_from = ''
+    assert weights.tokenizer_of(config).fingerprint != tokenizer.fingerprint
+    config.data.tokenizer = 'nowhere'
+    with pytest.raises(InputError, match=r'^config\.data\.tokenizer: nowhere'):
+      weights.tokenizer_of(config)
+
+
+def test_weights_without_a_tokenizer_take_that_of_the_config(text, tmp_path):
+  """Those of the reference once they are converted."""
+  _, params, pretrained = text
+  manager.save_weights(tmp_path / 'converted', params, None, pretrained)
+  config = text_config('sentence')
+  config.init_from = str(tmp_path / 'converted')
+  config.data.tokenizer = str(other_tokenizer(tmp_path))
+  assert weights.tokenizer_of(config).size == 280
+  config.data.tokenizer = ''
+  with pytest.raises(InputError, match='converted'):
+    weights.tokenizer_of(config)
+
+
+def test_text_goes_on_with_the_tokenizer_and_the_classes_of_its_own_weights(text, tmp_path):
+  place, _, _ = text
+  config = text_config('sentence')
+  found = weights.resolve(config, tmp_path / 'run', place)
+  assert found.data.tokenizer == str(place) and found.sentence.labels == ('a', 'b')
+  assert config.data.tokenizer == '' and config.sentence.labels == ()  # the config given stays
+  config.sentence.labels = ('b', 'a')
+  with pytest.raises(InputError, match=r"^config\.sentence\.labels: found \('b', 'a'\); those of .* are \('a', 'b'\)"):
+    weights.resolve(config, tmp_path / 'run', place)
+  config = text_config()
+  config.data.tokenizer = str(other_tokenizer(tmp_path))
+  with pytest.raises(InputError, match=rf'is another tokenizer than that of {place}'):
+    weights.resolve(config, tmp_path / 'run', place)
+  # Weights it only starts from have their classes to themselves.
+  config = text_config('sentence')
+  config.init_from = str(place)
+  assert weights.resolve(config, tmp_path / 'run').sentence.labels == ()
+  config.init_from = str(tmp_path / 'nowhere')
+  with pytest.raises(InputError, match=r'^config\.init_from: .*nowhere does not exist'):
+    weights.resolve(config, tmp_path / 'run')
+
+
+def test_a_head_of_other_classes_is_left_behind(text, tmp_path):
+  place, _, _ = text
+  config = text_config('sentence')
+  config.init_from = str(place)
+  config = weights.resolve(config, tmp_path / 'run')
+  tuned = random_params(SentencePrediction(config, 3), 5)
+  manager.save_weights(tmp_path / 'tuned', tuned, None, config)
+  same, _ = weights.matching(tmp_path / 'tuned', *shapes_of(SentencePrediction(config, 3)))
+  assert_same(same, tuned)
+  other, _ = weights.matching(tmp_path / 'tuned', *shapes_of(SentencePrediction(config, 2)))
+  assert_same(other, {'encoder': tuned['encoder']})
+  with pytest.raises(InputError, match=r'tuned: head/output/bias is \(3,\) there, \(2,\) in this config'):
+    weights.matching(tmp_path / 'tuned', *shapes_of(SentencePrediction(config, 2)), complete=True)
 
 
 def test_what_belongs_to_weights_of_the_reference_is_their_config(tmp_path):

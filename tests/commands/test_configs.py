@@ -174,6 +174,7 @@ TEXT = {
   'checkpoint_keep_every': 50_000,
   'data.block_tokens': 512,
   'model.max_positions': 512,
+  'model.positions': 'learned',
   'model.vocab_size': 50_265,  # of the usual dictionary, of which the files say nothing
   'model.embed_dim': (768, 1024, 1024),
   'model.prenet_depth': 0,
@@ -329,9 +330,9 @@ OURS = {
   | {'data.tokenizer', 'data.lines', 'data.cache', 'data2vec2.cls_loss_examples', 'eval.batch_size', 'eval.controls'},
   'glue': COMMON
   | TRI_STAGE
-  | {f'model.{name}' for name in ARCHITECTURE - {'conv_layers', 'conv_init'} | {'vocab_size', 'max_positions'}}
+  | {f'model.{name}' for name in ARCHITECTURE - {'conv_layers', 'conv_init'} | {'vocab_size', 'max_positions', 'positions'}}
   | {'log_every', 'eval_every', 'checkpoint_keep_every', 'data.tokenizer', 'data.bucket_tokens', 'eval.batch_size'}
-  | {'schedule.min_learning_rate', 'health.min_target_std', 'health.min_pred_std'},
+  | {'sentence.labels', 'schedule.min_learning_rate', 'health.min_target_std', 'health.min_pred_std'},
 }
 # tokens, block centres, visible, masked; student tokens; views per update; epochs of ImageNet-1k; CLS weight as a mean
 DERIVED = {
@@ -496,6 +497,7 @@ def test_the_tiny_configs_of_the_tests_are_valid():
     ('eval.features', 'layer', ("'layer'", "did you mean 'layers'")),
     ('schedule.name', 'lineal', ("'lineal'", "'cosine'", "did you mean 'linear'")),
     ('batch_size', 0, ('0', 'at least 1')),
+    ('seed', -1, ('-1', 'at least 0')),
     ('log_every', -1, ('-1', 'at least 1')),
     ('learning_rate', -0.1, ('-0.1', 'at least 0')),
     ('learning_rate', float('nan'), ('nan', 'at least 0')),
@@ -607,6 +609,8 @@ def test_a_value_of_speech_that_cannot_work_is_refused(task, field, value, named
     ('sentence', 'data.bucket_tokens', (1, 16), ('(1, 16)', 'at least 8')),
     ('sentence', 'data.text_columns', (), ('()', 'one column, or two for pairs')),
     ('sentence', 'data.text_columns', ('a', 'b', 'c'), ("('a', 'b', 'c')", 'one column, or two for pairs')),
+    ('sentence', 'data.predict_file', 'test.tsv', ('config.eval_every',)),
+    ('pretrain', 'model.positions', 'lerned', ("'lerned'", "did you mean 'learned'")),
     ('sentence', 'sentence.kind', 'regresion', ("'regresion'", "did you mean 'regression'")),
     ('sentence', 'sentence.metric', 'accurancy', ("'accurancy'", "did you mean 'accuracy'")),
     ('sentence', 'sentence.metric', 'pearson_spearman', ("'pearson_spearman'", 'classification', 'is for regression')),

@@ -324,7 +324,7 @@ def test_tokenizers_that_cannot_be_used(text_model, weights, folder, texts, tmp_
     (golden, '', r'--tokenizer: missing; .*checkpoint\.pt has none'),
     (golden, text_model / 'tokenizer', r'--tokenizer: the tokenizer has 300 entries, .* model 40'),
     (text_model / 'bare', text_model / 'smaller.json', r'--tokenizer: the tokenizer has 299 entries'),
-    (text_model / 'bare', text_model / 'bare', r'--tokenizer: .*bare: is a checkpoint without tokenizer; .* --tokenizer'),
+    (text_model / 'bare', text_model / 'bare', r'--tokenizer: .*bare: is a model of text, without tokenizer; give'),
     (text_model / 'bare', tmp_path / 'nowhere', r'--tokenizer: .*nowhere: cannot be read'),
     (text_model / 'text', text_model / 'other', r'--tokenizer: .*other is another tokenizer than that of .*text; leave it'),
     (weights, text_model / 'tokenizer', r'--tokenizer: .* is a model of image, which has none; leave it out'),

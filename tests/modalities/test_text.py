@@ -101,6 +101,20 @@ def test_the_longest_text_reads_the_last_row(embedding):
   np.testing.assert_array_equal(np.flatnonzero(np.asarray(different).any(-1)[0]), [31])
 
 
+def test_a_model_may_do_without_positions():
+  with_positions, without = encoder_with(), encoder_with(**{'model.positions': 'none'})
+  params = init(without)
+  assert params['local_encoder'].keys() == {'token_embedding', 'norm'}
+  features = lambda tokens: without.apply({'params': params}, tokens, method='local_features')
+  tokens = tokens_of([24])
+  np.testing.assert_allclose(features(tokens[:, ::-1])[:, ::-1], features(tokens), atol=1e-6)
+  zeros = jnp.zeros((2 + 32, WIDTH))
+  expected = {**params, 'local_encoder': {**params['local_encoder'], 'position_embedding': zeros}}
+  np.testing.assert_allclose(
+    features(tokens), with_positions.apply({'params': expected}, tokens, method='local_features'), atol=1e-6
+  )
+
+
 def test_embeddings_are_made_in_float32_and_then_rounded():
   rough, fine = encoder_with(dtype='bfloat16'), encoder_with()
   params = init(fine)
