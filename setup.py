@@ -37,6 +37,6 @@ setup(
     'tfds': TFDS,
     # Speech made on the spot, for the source sample:sentences.
     'speech-sample': SPEECH_SAMPLE,
-    'dev': ['pytest>=8', 'ruff>=0.9', 'scikit-learn>=1.5', 'jiwer>=3', 'regex', *SPEECH_SAMPLE, *TFDS],
+    'dev': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.9', 'scikit-learn>=1.5', 'jiwer>=3', 'regex', *SPEECH_SAMPLE, *TFDS],
   },
 )

@@ -69,7 +69,9 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer | None:
     raise InputError(f'config.data.tokenizer: {error}') from error
   if not origin or not Path(origin).exists():  # a run that goes on needs no init_from any more
     return found
-  assets = {} if Path(origin).is_file() else manager.load_meta(origin)[1]
+  of_origin, assets = (None, {}) if Path(origin).is_file() else manager.load_meta(origin)
+  if of_origin is not None:
+    _check_modality(config, origin, of_origin)
   if 'tokenizer' not in assets:  # weights of the reference, as they are or converted
     if found is None:
       raise InputError(f'config.data.tokenizer: missing; {origin} has none, give the one it was trained with')
@@ -80,6 +82,11 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer | None:
   return trained_with
 
 
+def _check_modality(config, path, found):
+  if found.modality != config.modality:
+    raise InputError(f'{path}: is a model of {found.modality}, config.modality is {config.modality}; give another')
+
+
 def _check_same(expected, found, place, owner):
   if found.fingerprint != expected.fingerprint:
     raise InputError(
@@ -88,50 +95,54 @@ def _check_same(expected, found, place, owner):
     )
 
 
-def resolve(config: ConfigDict, workdir, checkpoint=None) -> ConfigDict:
-  """The config with what weights that exist decide.
+def with_network(config: ConfigDict, workdir, checkpoint=None) -> ConfigDict:
+  """The config of a fine-tuning with the network of the weights it starts from; other configs as they are.
 
-  Those are an explicit `checkpoint`, else the workdir's, else, for the network, config.init_from. A fine-tuning has their
-  network, so one recipe serves models of every size. Text goes on with their tokenizer and classes.
+  One fine-tuning recipe so serves models of every size. An explicit `checkpoint` comes first, then what the
+  workdir says, then config.init_from.
 
   Raises:
-    InputError: config.init_from does not exist, the weights are of another modality, or the config contradicts them.
+    InputError: config.init_from is needed and does not exist, or is of another modality.
   """
-  own = checkpoint or (workdir if manager.find_checkpoint(workdir) is not None else None)
-  if not own and config.init_from and not Path(config.init_from).exists():
+  fresh = not checkpoint and manager.find_checkpoint(workdir) is None
+  if fresh and config.init_from and not Path(config.init_from).exists():
     raise InputError(f'config.init_from: {config.init_from} does not exist; give a checkpoint folder of ours or a .pt file')
-  config = config.copy_and_resolve_references()
-  if config.task != 'pretrain':
-    _take_network(config, workdir, checkpoint)
-  if config.modality == 'text' and own:
-    _take_assets(config, own)
-  return config
-
-
-def _take_network(config, workdir, checkpoint):
+  if config.task == 'pretrain':
+    return config
   saved = Path(workdir) / 'config.json'
   if not checkpoint and saved.exists():
     origin = saved
     try:
       model = json.loads(saved.read_text())['model']
     except (ValueError, KeyError, TypeError):
-      return  # opening the workdir says what is wrong with it
+      return config  # opening the workdir says what is wrong with it
   elif path := checkpoint or config.init_from:
     origin = path
     found, _ = read_meta(path)
-    if found.modality != config.modality:
-      raise InputError(f'{path}: is a model of {found.modality}, config.modality is {config.modality}; give another')
+    _check_modality(config, path, found)
     model = found.model.to_dict()
   else:
-    return
+    return config
+  config = config.copy_and_resolve_references()
   architecture = {name: value for name, value in model.items() if name in config.model and name not in _TRAINING_FIELDS}
   config.model.update(_tuples(architecture))
   logging.info('The network is that of %s', origin)
+  return config
 
 
-def _take_assets(config, origin):
-  """Token ids and numbers of classes mean to weights what they meant in their training, whatever the data are now."""
+def with_assets(config: ConfigDict, workdir, checkpoint=None) -> ConfigDict:
+  """The config of a text run with tokenizer and classes of the weights that go on, `checkpoint`'s or the workdir's.
+
+  Token ids and numbers of classes mean to weights what they meant in their training, whatever the data are now.
+
+  Raises:
+    InputError: the config names others.
+  """
+  origin = checkpoint or workdir
+  if config.modality != 'text' or not (checkpoint or manager.find_checkpoint(workdir)):
+    return config
   _, assets = read_meta(origin)
+  config = config.copy_and_resolve_references()
   if 'tokenizer' in assets:
     if config.data.tokenizer:
       trained_with = Tokenizer.from_text(assets['tokenizer'])
@@ -142,6 +153,7 @@ def _take_assets(config, origin):
     if config.sentence.labels and tuple(config.sentence.labels) != labels:
       raise InputError(f'config.sentence.labels: found {config.sentence.labels}; those of {origin} are {labels}')
     config.sentence.labels = labels
+  return config
 
 
 def _tuples(value):

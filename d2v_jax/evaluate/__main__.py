@@ -30,7 +30,8 @@ def main() -> None:
   from d2v_jax.train.workdir import make_folder
 
   processes.initialize()
-  config = weights.resolve(config, workdir, _CHECKPOINT.value)
+  config = weights.with_network(config, workdir, _CHECKPOINT.value)
+  config = weights.with_assets(config, workdir, _CHECKPOINT.value)
   config.eval_every = config.eval_every or 1  # whoever calls this command wants an evaluation
   configs.validate(config)
   task = TASKS[config.task](config, open_source(config, 'train'))

@@ -36,8 +36,9 @@ def train_and_evaluate(config, workdir) -> TrainState:
     RunError: the training diverged, collapsed, or could not be saved.
     SystemExit: after SIGTERM (143) or SIGINT (130), when everything is saved.
   """
-  config = weights.resolve(config, workdir)
+  config = weights.with_network(config, workdir)
   configs.validate(config)
+  on_record, config = config, weights.with_assets(config, workdir)
   mesh = meshes.build(config)
   source = open_source(config, 'train')
   if len(source) < 1:
@@ -48,10 +49,10 @@ def train_and_evaluate(config, workdir) -> TrainState:
     logging.warning('config.schedule.warmup_steps: %d; this run ends before, after %d steps', warmup, total_steps)
   task = TASKS[config.task](config, source)
   start = starting_weights(task, config, mesh, workdir)  # before the workdir belongs to this config
-  workdir = open_workdir(workdir, config)
+  workdir = open_workdir(workdir, on_record)
   with contextlib.ExitStack() as stack:
     interruption = stack.enter_context(Interruption().installed())
-    manager = CheckpointManager(workdir, config, config.checkpoint_keep_every, task.assets)
+    manager = CheckpointManager(workdir, on_record, config.checkpoint_keep_every, task.assets)
     stack.enter_context(contextlib.closing(manager))
     state, resumed = initial_state(task.objective, config, mesh, manager, start)
     if int(state.step) >= total_steps and (workdir / 'result.json').exists():

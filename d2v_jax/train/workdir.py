@@ -12,11 +12,11 @@ from d2v_jax import config as configs
 from d2v_jax.errors import InputError
 from d2v_jax.report.writers import write_atomically
 
-# Fields that may change when a run resumes: they change no number of the training. What tokens and classes mean is in the
-# checkpoints (`weights.resolve`).
+# Fields that may change when a run resumes: they change no number of the training. (The tokenizer is compared with that of
+# the checkpoint, see `weights.with_assets`.)
 FREE_FIELDS = ('log_every', 'eval_every', 'checkpoint_every', 'checkpoint_keep_every', 'pictures', 'remat')
 FREE_SECTIONS = ('mesh', 'eval', 'health', 'data.workers', 'data.prefetch', 'data.max_unreadable', 'data.tfds_dir')
-FREE_SECTIONS += ('data.tokenizer', 'data.cache', 'sentence.labels')
+FREE_SECTIONS += ('data.tokenizer', 'data.cache')
 
 
 def open_workdir(path: str | os.PathLike, config) -> Path:

@@ -102,7 +102,7 @@ def fine_tuning(place='', **fields):
 def test_fine_tuning_takes_the_network_of_its_weights_and_nothing_else(speech, tmp_path):
   place, _, pretrained = speech
   config = fine_tuning(place)
-  found = weights.resolve(config, tmp_path / 'run')
+  found = weights.with_network(config, tmp_path / 'run')
   for name in ('depth', 'alibi_per_layer', 'conv_layers', 'embed_dim'):
     assert found.model[name] == pretrained.model[name], name
   assert found.model.conv_positions.layers == 1 and isinstance(found.model.conv_layers[0], tuple)
@@ -116,26 +116,26 @@ def test_fine_tuning_takes_the_network_of_its_weights_and_nothing_else(speech, t
 def test_where_the_network_of_a_fine_tuning_comes_from(speech, tmp_path):
   """--checkpoint, then the workdir, then config.init_from; without any it is the config's own."""
   place, _, _ = speech
-  assert weights.resolve(fine_tuning(), tmp_path / 'run') == fine_tuning()
-  assert weights.resolve(fine_tuning('nowhere'), tmp_path / 'run', place).model.depth == 1
+  assert weights.with_network(fine_tuning(), tmp_path / 'run') == fine_tuning()
+  assert weights.with_network(fine_tuning('nowhere'), tmp_path / 'run', place).model.depth == 1
   own = fine_tuning('nowhere', **{'model.depth': 5})
   open_workdir(tmp_path / 'run', own)
-  assert weights.resolve(fine_tuning(place), tmp_path / 'run').model.depth == 5
-  assert weights.resolve(own, tmp_path / 'run', place).model.depth == 1
+  assert weights.with_network(fine_tuning(place), tmp_path / 'run').model.depth == 5
+  assert weights.with_network(own, tmp_path / 'run', place).model.depth == 1
   pretraining = get_config()
   pretraining.init_from = str(place)
-  assert weights.resolve(pretraining, tmp_path / 'other') == pretraining
+  assert weights.with_network(pretraining, tmp_path / 'other') == pretraining
 
 
 def test_fine_tuning_does_not_start_from_images(tmp_path):
   manager.save_weights(tmp_path / 'images', random_params(Data2vec2(get_config()), 0), None, get_config())
   with pytest.raises(InputError, match=r'images: is a model of image, config\.modality is audio'):
-    weights.resolve(fine_tuning(tmp_path / 'images'), tmp_path / 'run')
+    weights.with_network(fine_tuning(tmp_path / 'images'), tmp_path / 'run')
 
 
 def test_the_head_is_new_and_the_decoder_is_left_behind(speech, tmp_path):
   place, params, _ = speech
-  objective = Ctc(weights.resolve(fine_tuning(place), tmp_path / 'run'))
+  objective = Ctc(weights.with_network(fine_tuning(place), tmp_path / 'run'))
   found, teacher = weights.matching(place, *shapes_of(objective))
   assert teacher == {}
   assert_same(found, {'encoder': params['encoder']})
@@ -145,7 +145,7 @@ def test_the_head_is_new_and_the_decoder_is_left_behind(speech, tmp_path):
 
 def test_weights_of_a_fine_tuned_model_are_complete(speech, tmp_path):
   place, params, _ = speech
-  config = weights.resolve(fine_tuning(place), tmp_path / 'run')
+  config = weights.with_network(fine_tuning(place), tmp_path / 'run')
   tuned = random_params(Ctc(config), 3)
   manager.save_weights(tmp_path / 'tuned', tuned, None, config)
   found, _ = weights.matching(tmp_path / 'tuned', *shapes_of(Ctc(config)), complete=True)
@@ -249,36 +249,37 @@ def test_weights_without_a_tokenizer_take_that_of_the_config(text, tmp_path):
 def test_text_goes_on_with_the_tokenizer_and_the_classes_of_its_own_weights(text, tmp_path):
   place, _, _ = text
   config = text_config('sentence')
-  found = weights.resolve(config, tmp_path / 'run', place)
+  found = weights.with_assets(config, tmp_path / 'run', place)
   assert found.data.tokenizer == str(place) and found.sentence.labels == ('a', 'b')
   assert config.data.tokenizer == '' and config.sentence.labels == ()  # the config given stays
   config.sentence.labels = ('b', 'a')
   with pytest.raises(InputError, match=r"^config\.sentence\.labels: found \('b', 'a'\); those of .* are \('a', 'b'\)"):
-    weights.resolve(config, tmp_path / 'run', place)
+    weights.with_assets(config, tmp_path / 'run', place)
   config = text_config()
   config.data.tokenizer = str(other_tokenizer(tmp_path))
   with pytest.raises(InputError, match=rf'is another tokenizer than that of {place}'):
-    weights.resolve(config, tmp_path / 'run', place)
+    weights.with_assets(config, tmp_path / 'run', place)
   # Weights it only starts from have their classes to themselves.
   config = text_config('sentence')
   config.init_from = str(place)
-  assert weights.resolve(config, tmp_path / 'run').sentence.labels == ()
+  assert weights.with_assets(config, tmp_path / 'run').sentence.labels == ()
   config.init_from = str(tmp_path / 'nowhere')
   with pytest.raises(InputError, match=r'^config\.init_from: .*nowhere does not exist'):
-    weights.resolve(config, tmp_path / 'run')
+    weights.with_network(config, tmp_path / 'run')
 
 
 def test_a_head_of_other_classes_is_left_behind(text, tmp_path):
   place, _, _ = text
   config = text_config('sentence')
   config.init_from = str(place)
-  config = weights.resolve(config, tmp_path / 'run')
+  config = weights.with_network(config, tmp_path / 'run')
   tuned = random_params(SentencePrediction(config, 3), 5)
-  manager.save_weights(tmp_path / 'tuned', tuned, None, config)
-  same, _ = weights.matching(tmp_path / 'tuned', *shapes_of(SentencePrediction(config, 3)))
+  manager.save_weights(tmp_path / 'tuned', tuned, None, config, {'labels': ['a', 'b', 'c']})
+  same, _ = weights.matching(tmp_path / 'tuned', *shapes_of(SentencePrediction(config, 3)), labels=['a', 'b', 'c'])
   assert_same(same, tuned)
-  other, _ = weights.matching(tmp_path / 'tuned', *shapes_of(SentencePrediction(config, 2)))
-  assert_same(other, {'encoder': tuned['encoder']})
+  for count, labels in ((2, ['a', 'b']), (3, ['b', 'a', 'c'])):
+    other, _ = weights.matching(tmp_path / 'tuned', *shapes_of(SentencePrediction(config, count)), labels=labels)
+    assert_same(other, {'encoder': tuned['encoder']})
   with pytest.raises(InputError, match=r'tuned: head/output/bias is \(3,\) there, \(2,\) in this config'):
     weights.matching(tmp_path / 'tuned', *shapes_of(SentencePrediction(config, 2)), complete=True)
 
@@ -309,7 +310,7 @@ def test_sentences_take_the_network_and_not_the_recipe_of_their_weights(text, tm
   config = text_config('sentence')
   config.init_from = str(place)
   config.model.dropout.embedding = 0.25
-  found = weights.resolve(config, tmp_path / 'run')
+  found = weights.with_network(config, tmp_path / 'run')
   assert (found.model.vocab_size, found.model.max_positions) == (280, 40) and found.model.dropout.embedding == 0.25
   objective = SentencePrediction(found, 3)
   started, teacher = weights.matching(place, *shapes_of(objective))

@@ -53,7 +53,7 @@ def refused(done, *parts, code=2):
     ('--config.data.image_size=18', ('config.data.image_size: 18', 'config.model.patch_size 4', '16 or 20')),
     ('--config.mesh.fsdp=0', ('config.mesh', '0')),
     ('--config.data.source=foldr:x', ("'foldr:x'", 'folder', "did you mean 'folder'")),
-    ('--config.init_from=nowhere', ('nowhere: does not exist', '.pt')),
+    ('--config.init_from=nowhere', ('config.init_from', 'nowhere does not exist', '.pt')),
     ('--nonsense=1', ("'nonsense'",)),
     ('nonsense', ('nonsense: unexpected argument', '--name=value')),
   ],
@@ -96,7 +96,7 @@ def test_a_config_file_that_is_wrong(tmp_path, body, parts):
 
 def test_weights_that_cannot_be_used_claim_no_workdir(images, tmp_path):
   """The corrected command must not be refused as one of another config."""
-  refused(tiny.train(images, tmp_path / 'run', '--config.init_from=nowhere'), 'nowhere: does not exist')
+  refused(tiny.train(images, tmp_path / 'run', '--config.init_from=nowhere'), 'config.init_from', 'nowhere does not exist')
   assert not (tmp_path / 'run').exists()
 
 

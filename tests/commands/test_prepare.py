@@ -42,7 +42,8 @@ def test_it_prepares_then_checks(book, tmp_path):
   assert f'train: 1 documents, 400 sentences, {tokens["train"]:,} tokens, {2 * tokens["train"]:,} bytes' in done.stdout
   assert f'test: 2 documents, 3 sentences, {tokens["test"]:,} tokens' in done.stdout
   assert 'tokens per second' in done.stdout
-  assert f'next: python -m d2v_jax.main --config={CONFIG} --config.data.source=prepared:{out}' in done.stdout
+  next_command = next(line for line in done.stdout.splitlines() if line.startswith('next: python -m d2v_jax.main'))
+  assert f' --config={CONFIG} ' in next_command and f' --config.data.source=prepared:{out} ' in next_command
   before = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != '.lock'}
   again = tiny.run('prepare', *arguments(book, out))
   assert again.returncode == 0 and 'it is complete: sizes and hashes are right' in again.stdout, again.stderr

@@ -184,7 +184,7 @@ def test_an_evaluation_of_pretrained_features_without_labels(clips, tmp_path):
   [
     ({'data.bucket_seconds': (1.0, 0.5)}, ('config.data.bucket_seconds', '(1.0, 0.5)', 'ascending')),
     ({'data.rows_multiple': 2}, ('config.data.rows_multiple: 2 is not divisible by 4 devices', 'multiple of 4')),
-    ({'data.source': 'cifar:x'}, ('config.data.source', "'cifar:x'", 'manifest', 'folder', 'for audio')),
+    ({'data.source': 'cifar:x'}, ('config.data.source', "'cifar:x'", 'manifest', 'folder', 'on audio')),
   ],
 )
 def test_fields_that_cannot_work(clips, tmp_path, fields, parts):

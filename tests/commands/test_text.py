@@ -124,7 +124,7 @@ def test_evaluation_on_a_folder_prepares_the_same_tokens(corpus, pretrained, tmp
   done = tiny.run('evaluate', *tiny_text.arguments('pretrain', f'folder:{corpus}', tmp_path / 'scores', *more))
   assert done.returncode == 0, done.stderr
   (cached,) = (tmp_path / 'cache').iterdir()
-  for name in ('train.bin', 'test.bin', 'tokenizer.json', 'prepared.json'):
+  for name in ('train.bin', 'test.bin', 'tokenizer.json'):
     assert (cached / name).read_bytes() == (pretrained / 'corpus' / name).read_bytes(), name
   assert tiny.json.loads(done.stdout.splitlines()[-1]) == evaluation_of(pretrained / 'run')
 

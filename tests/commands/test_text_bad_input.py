@@ -106,7 +106,7 @@ def test_text_that_cannot_be_used(root, tmp_path, content, parts):
       {},
       ('config.data.source: ', 'no test part', 'config.data.holdout=0.1', 'config.eval_every=0'),
     ),
-    ('folder:{root}/text', {'data.block_tokens': 40}, ('config.data.block_tokens: found 40', 'model.max_positions 32')),
+    ('folder:{root}/text', {'data.block_tokens': 400}, ('config.data.block_tokens: found 400', 'model.max_positions 96')),
     ('folder:{root}/text', {'model.vocab_size': 260}, ('config.model.vocab_size: 260', 'at least 261')),
     (
       'folder:{root}/text',
@@ -147,7 +147,11 @@ def test_text_that_cannot_be_used(root, tmp_path, content, parts):
         'leave it out',
       ),
     ),
-    ('folder:{root}/text', {'init_from': '{root}/nowhere'}, ('{root}/nowhere: does not exist; give a checkpoint',)),
+    (
+      'folder:{root}/text',
+      {'init_from': '{root}/nowhere'},
+      ('config.init_from: {root}/nowhere does not exist; give a checkpoint',),
+    ),
     ('folder:{root}/text', {'init_from': '{root}/image'}, ('{root}/image: is a ',)),
   ],
 )

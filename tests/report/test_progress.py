@@ -137,8 +137,8 @@ def test_format_duration(seconds, text):
 def test_scores_are_a_table():
   scores = {'eval/knn/accuracy': 0.75, 'eval/knn/pixels': 0.5, 'eval/linear_probe/accuracy': 0.625, 'eval/unreadable': 3}
   assert format_scores(scores).splitlines() == [
-    '                  accuracy      pixels',
-    'knn                 0.7500      0.5000',
-    'linear_probe        0.6250            ',
+    '                        accuracy      pixels',
+    'knn                       0.7500      0.5000',
+    'linear_probe              0.6250            ',
     'unreadable=3',
   ]

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import textwrap
+import types
 
 import jax
 import numpy as np
@@ -369,7 +370,8 @@ def test_what_the_weights_of_another_task_do_not_have_starts_anew(tmp_path):
   manager.save_weights(tmp_path / 'pretrained', params, None, pretraining)
   config.init_from = str(tmp_path / 'pretrained')
   objective, mesh = Ctc(config), meshes.build(config, jax.devices()[:1])
-  start = loop.starting_weights(objective, config, mesh, tmp_path / 'run')
+  task = types.SimpleNamespace(objective=objective, assets={})
+  start = loop.starting_weights(task, config, mesh, tmp_path / 'run')
   checkpoints = CheckpointManager(tmp_path / 'run', config)
   state, resumed = loop.initial_state(objective, config, mesh, checkpoints, start)
   assert not resumed and state.params.keys() == {'encoder', 'head'} and state.teacher == {}
@@ -378,7 +380,7 @@ def test_what_the_weights_of_another_task_do_not_have_starts_anew(tmp_path):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params['head'], fresh)
   # A run that has a checkpoint goes on from that.
   checkpoints.save(state.replace(step=state.step + 1), wait=True)
-  assert loop.starting_weights(objective, config, mesh, tmp_path / 'run') is None
+  assert loop.starting_weights(task, config, mesh, tmp_path / 'run') is None
   resumed_state, resumed = loop.initial_state(objective, config, mesh, checkpoints, None)
   checkpoints.close()
   assert resumed and int(resumed_state.step) == 1

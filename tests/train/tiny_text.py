@@ -8,7 +8,7 @@ def get_config(task='pretrain'):
   config = text_config(task)
   config.checkpoint_every = 2
   config.eval_every = 6
-  config.model.update(depth=1, layer_drop=0.2)
+  config.model.update(depth=1, layer_drop=0.2, max_positions=96)  # positions as the sentences of the report need
   config.model.dropout.update(embedding=0.1, entry=0.1, attention=0.1, attention_output=0.1, activation=0.1, mlp_output=0.1)
   if task == 'pretrain':
     config.data2vec2.average_top_k = 1
