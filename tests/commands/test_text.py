@@ -267,7 +267,7 @@ def test_two_devices_have_the_losses_of_one(pretrained, fine_tuned, fine_tuning,
   if task == 'pretrain':
     whole, arguments = pretrained / 'run', tiny_text.arguments(task, f'prepared:{pretrained / "corpus"}', tmp_path / 'run')
   else:
-    whole, arguments = fine_tuned, fine_tuning(tmp_path / 'run')
+    whole, arguments = fine_tuned, [*fine_tuning(tmp_path / 'run'), '--config.data.predict_file=']
   done = tiny.run('main', *arguments, '--config.eval_every=0', devices=2)
   assert done.returncode == 0, done.stderr
   assert '6 steps on 2 devices' in done.stderr
