@@ -2,9 +2,8 @@
 
 A checkpoint is a directory named after its step with the items `params`, `teacher`, `optimizer` (its state and the step) and
 `meta` (JSON: the config, what else the weights mean nothing without, as a tokenizer, the name, shape and dtype of every
-array, and a fingerprint of all bits). Orbax writes it under a
-temporary name and renames it when it is complete, so what has a step's name is whole unless something damaged it later; the
-fingerprint tells that.
+array, and a fingerprint of all bits). Orbax writes it under a temporary name and renames it when it is complete, so what has
+a step's name is whole unless something damaged it later; the fingerprint tells that.
 """
 
 import json

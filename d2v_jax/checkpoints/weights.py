@@ -69,8 +69,9 @@ def tokenizer_of(config: ConfigDict) -> Tokenizer | None:
     raise InputError(f'config.data.tokenizer: {error}') from error
   if not origin or not Path(origin).exists():  # a run that goes on needs no init_from any more
     return found
-  of_origin, assets = (None, {}) if Path(origin).is_file() else manager.load_meta(origin)
-  if of_origin is not None:
+  assets = {}
+  if Path(origin).is_dir():
+    of_origin, assets = manager.load_meta(origin)
     _check_modality(config, origin, of_origin)
   if 'tokenizer' not in assets:  # weights of the reference, as they are or converted
     if found is None:
